@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# A name is imported when it is first asked for, so that the command line answers before JAX is there.
+# Import each name at its first use, so that the command line can answer before JAX is loaded.
 _HOMES = {
     "bayesrl.cache": ("use_cache",),
     "bayesrl.diagnostics.evidence.bounds": ("evidence",),

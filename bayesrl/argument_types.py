@@ -1,4 +1,4 @@
-"""What an annotation allows: each is read once, into a function that refuses other values in words."""
+"""Turn each annotation, once, into a function that checks values and says in words what it wants instead."""
 
 import importlib
 import types
@@ -21,11 +21,11 @@ from bayesrl.value_checks import (
 )
 
 _PARTS = 100_000
-"""How many parts of a collection are looked at."""
+"""How many elements of a collection are checked."""
 
 
 CHECKED_IN_BODY = object()
-"""Annotates what the body of a function refuses in better words: `Annotated[Program, CHECKED_IN_BODY]`."""
+"""Marks parameters that the function's own body checks with a better message: `Annotated[Program, CHECKED_IN_BODY]`."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Requirement:
     """A further condition of an annotation: `Annotated[float, Requirement("a number above 0", lambda x: x > 0)]`.
 
     Attributes:
-        wanted: what is wanted, as the error says after "use".
-        is_met: whether a value of the annotated type is it.
-        any_type: whether `is_met` takes values of any type, so that the annotated type need not be looked at.
-        error: what is raised in the place of the caller's own error.
-        explain: what is said of a value of the annotated type in the place of `wanted`, where that depends on it.
+        wanted: description of valid values, which the error puts after "use".
+        is_met: whether a value of the annotated type is valid.
+        any_type: whether `is_met` takes values of any type, so that the annotated type itself is not checked.
+        error: the class of error to raise instead of the caller's own.
+        explain: maps a value of the annotated type to a description that replaces `wanted`.
     """
 
     wanted: str
@@ -49,10 +49,10 @@ class Requirement:
 
 @dataclass(frozen=True)
 class LazyAnnotation:
-    """Annotates with what another module holds, which is imported when a value is first looked at.
+    """An annotation from another module, which is imported when the first value is checked.
 
     Attributes:
-        module: its full name.
+        module: the full name of the module.
         name: of the class, or of the alias.
     """
 
@@ -60,16 +60,16 @@ class LazyAnnotation:
     name: str
 
     def __call__(self) -> Any:
-        """Import it."""
+        """Import the annotation."""
         return getattr(importlib.import_module(self.module), self.name)
 
 
 type Checker = Callable[[Any], str | None]
-"""Gives what is wanted in the place of a value, or None where the value is fine."""
+"""Returns None for a valid value, or else a description of valid values."""
 
 
 def checker(hint: Any) -> Checker | None:
-    """Give the check of an annotation, or None where anything goes."""
+    """Return the check of an annotation, or None if it allows anything."""
     if isinstance(hint, typing.TypeAliasType):
         return checker(hint.__value__)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
@@ -106,7 +106,7 @@ def _conditioned(base: Any, conditions: Sequence[Requirement]) -> Checker | None
 
     def refuses(value: Any) -> str | None:
         wrong = None if within is None else within(value)
-        if wrong is not None:  # of a collection, the part that is wrong says more
+        if wrong is not None:  # for a collection, the message about its wrong element says more
             return wrong if parted and isinstance(value, list | tuple | dict) else conditions[-1].wanted
         for condition in conditions:
             if (condition.any_type or not is_traced(value)) and not condition.is_met(value):
@@ -128,7 +128,7 @@ def _when_asked(elsewhere: LazyAnnotation) -> Checker:
 
 
 def error_of_annotation(hint: Any) -> type[Exception] | None:
-    """Give the error that an annotation, or a part of it, asks for."""
+    """Return the error class that an annotation or a part of it declares, or None."""
     if isinstance(hint, typing.TypeAliasType):
         return error_of_annotation(hint.__value__)
     if isinstance(hint, Requirement):
@@ -162,7 +162,7 @@ def _one_of(choices: Sequence[Any]) -> Checker:
 
 
 def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Checker | None:
-    """Check collections, and what they hold."""
+    """Return the check of a collection and its elements."""
     if origin is Callable or not isinstance(origin, type):
         return _SIMPLE[Callable] if origin is Callable else None
     if origin is type:
@@ -228,7 +228,7 @@ def _series(origin: type, part: Any) -> Checker:
             or getattr(value, "shape", None) == ()
         ):
             return wanted
-        if check is None or not isinstance(value, Sequence | set | frozenset):  # an iterator would be used up
+        if check is None or not isinstance(value, Sequence | set | frozenset):  # checking would exhaust an iterator
             return None
         for one in list(value)[:_PARTS]:
             text = check(one)
@@ -240,7 +240,7 @@ def _series(origin: type, part: Any) -> Checker:
 
 
 def _of_class(kind: type) -> Checker:
-    if kind is np.ndarray:  # what takes NumPy's arrays reads JAX's too
+    if kind is np.ndarray:  # functions that take NumPy arrays can read JAX arrays too
         return _of(lambda value: isinstance(value, np.ndarray) or is_array(value), _named(kind))
     return _of(lambda value: isinstance(value, kind), _named(kind))
 
@@ -257,7 +257,7 @@ def _named(kind: type) -> str:
 
 
 def annotated_types(hint: Any) -> set[Any]:
-    """Give the types that an annotation is made of, None left out."""
+    """Return the types in an annotation, without None."""
     if isinstance(hint, typing.TypeAliasType):
         return annotated_types(hint.__value__)
     parts = typing.get_args(hint)

@@ -1,8 +1,8 @@
-"""One gate for arguments: what a signature does not allow ends in an error of ours before any work is done.
+"""Check arguments against their signature, and raise the library's own error before any work starts.
 
-A signature says it once, by its annotations: types, and ranges by names such as `Count`, `Positive` or `UnitInterval`.
-`checked` reads them when the function is first called. What only several arguments tell together stays in its body,
-except for options that nothing would read, which `checked` takes as rules.
+A signature states its conditions once, in annotations: types, and ranges with names such as `Count`, `Positive` or
+`UnitInterval`. `checked` reads them at the first call of the function. Conditions on several arguments together stay in
+the body, except for unused options and memory needs, which `checked` takes as rules.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from bayesrl.value_checks import (
 )
 
 MOST = 2**31 - 1
-"""The largest count: the largest integer of JAX's default type."""
+"""The largest count: the largest integer of JAX's default integer type."""
 
 
 def integer_range(least: int, most: int = MOST) -> Requirement:
-    """Give the condition of whole numbers between two ends."""
+    """Return the requirement of a whole number between two bounds."""
     if most != MOST:
         return Requirement(f"a whole number from {least} to {most}", lambda n: least <= n <= most)
     wanted, beyond = f"a whole number of at least {least}", f"a whole number of at most {most}"
@@ -44,7 +44,7 @@ def integer_range(least: int, most: int = MOST) -> Requirement:
 def real_range(
     least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
 ) -> Requirement:
-    """Give the condition of numbers between two ends, which are closed (`least`, `most`) or open (`above`, `below`)."""
+    """Return the requirement of a number between bounds, closed (`least`, `most`) or open (`above`, `below`)."""
     ends = {"of at least": least, "of at most": most, "above": above, "below": below}
     if least is not None and most is not None:
         ends = {f"from {least:g} to": most}
@@ -56,7 +56,7 @@ def real_range(
             and (most is None or x <= most)
             and (above is None or x > above)
             and (below is None or x < below)
-            and (above != 0 or x >= LEAST)  # smaller ones are 0 in single precision
+            and (above != 0 or x >= LEAST)  # smaller numbers become 0 in single precision
         )
 
     return Requirement(text, hold)
@@ -67,22 +67,22 @@ def _is_path(value: Any) -> bool:
 
 
 type Location = Annotated[str | Path, Requirement("a path, as a text or a Path", _is_path)]
-"""Where a file or folder is."""
+"""The path of a file or folder."""
 
 type Count = Annotated[int, integer_range(1)]
-"""How many: a whole number of at least 1."""
+"""A count: a whole number of at least 1."""
 
 type CountAboveOne = Annotated[int, integer_range(2)]
-"""How many, where one is not enough: a whole number of at least 2."""
+"""A count of at least 2."""
 
 type CountOrZero = Annotated[int, integer_range(0)]
-"""How many, perhaps none: a whole number of at least 0."""
+"""A count of at least 0."""
 
 type Bytes = Annotated[int, integer_range(1, 2**62)]
 """A size of files or memory, of at least one byte."""
 
 type Seed = Annotated[int, integer_range(0, 2**32 - 1)]
-"""A seed: a whole number that 32 bits hold."""
+"""A seed: a whole number of 32 bits."""
 
 type Positive = Annotated[float, real_range(above=0)]
 """A number above 0."""
@@ -108,7 +108,7 @@ _FINITE = Requirement("a finite number, or an array of finite numbers", are_fini
 _FLAGS = Requirement("True and False, or an array of them", are_flags, any_type=True)
 
 type AnyNumbers = Annotated[Any, _NUMBERS]
-"""A number, or an array or lists of them, of which some may not be finite."""
+"""A number, or an array or lists of them, not necessarily finite."""
 
 type AnyNumbersOrNone = Annotated[Any, _or_none(_NUMBERS)]
 """The same, or None."""
@@ -123,7 +123,7 @@ type PositiveNumbers = Annotated[Any, Requirement("a number above 0, or an array
 """A number above 0, or an array or lists of them."""
 
 type AnyWithoutNaN = Annotated[Any, Requirement("what holds no nan", has_no_nan, any_type=True)]
-"""Any value, or tree of values, of which no number is NaN."""
+"""Any value or pytree without a NaN."""
 
 type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
 """True or False, or an array or lists of them, or None."""
@@ -131,11 +131,11 @@ type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
 
 @contextlib.contextmanager
 def user_code(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
-    """Call code that a user wrote; where it fails, raise an error of ours with its own as the cause.
+    """Run a user's code; if it fails, raise the library's error with the original one as its cause.
 
     Args:
-        what: is called, as in "exact(0.5)".
-        error: raised.
+        what: the call, as in "exact(0.5)".
+        error: the class of error to raise.
         remedy: what to do.
 
     Raises:
@@ -151,13 +151,13 @@ def user_code(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
 
 
 def check_memory(num_bytes: float, what: str, remedy: str, error: type[Exception]) -> None:
-    """Refuse what would not fit into the memory of this process, before anything is made.
+    """Refuse arrays that would not fit into this process's memory, before making any.
 
     Args:
-        num_bytes: how many it would take at least.
-        what: is made, with the numbers that say how large it is.
-        remedy: what to do in its stead.
-        error: raised.
+        num_bytes: the least memory that they need.
+        what: their description, with the numbers that determine their size.
+        remedy: what to do instead.
+        error: the class of error to raise.
 
     Raises:
         Exception: the `error`.
@@ -168,7 +168,7 @@ def check_memory(num_bytes: float, what: str, remedy: str, error: type[Exception
 
 
 def _memory() -> float:
-    """Give the bytes that this machine has, or that this process may have where that is less."""
+    """Return the memory of this machine in bytes, or this process's limit if that is less."""
     if not hasattr(os, "sysconf"):
         return math.inf
     limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
@@ -182,12 +182,12 @@ def _memory() -> float:
 
 
 class UnusedOption(NamedTuple):
-    """An option that has no effect beside others, so that giving it is a mistake.
+    """An option that has no effect with certain other arguments, so that passing it is a mistake.
 
     Attributes:
         option: its name.
-        when: whether it has none, a function of all arguments by name, defaults among them.
-        because: who would read it, as in "only inference='fit' makes steps".
+        when: maps all arguments by name, defaults included, to whether the option has no effect.
+        because: the reason, as in "only inference='fit' makes steps".
     """
 
     option: str
@@ -196,12 +196,12 @@ class UnusedOption(NamedTuple):
 
 
 class MemoryNeed(NamedTuple):
-    """What a call takes of memory at least, so that one that would not fit ends before anything is made.
+    """The least memory that a call needs, so that a call that would not fit fails at once.
 
     Attributes:
         num_bytes: a function of all arguments by name.
-        counts: the arguments that say how much it is.
-        remedy: what to do in its stead.
+        counts: the arguments that determine the size.
+        remedy: what to do instead.
     """
 
     num_bytes: Callable[[Mapping[str, Any]], float]
@@ -210,16 +210,16 @@ class MemoryNeed(NamedTuple):
 
 
 def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption | MemoryNeed) -> Callable[[F], F]:
-    """Refuse what a signature does not allow, of a function, or of a class's constructor and public methods.
+    """Check the arguments of a function, or of a class's constructor and public methods, against their annotations.
 
-    Signature, annotations and docstring stay as they are. A call costs some microseconds more. Numbers without axes
-    of NumPy's and JAX's arrays become Python's where a number is wanted; values that are traced are looked at by
-    shape and type alone. A class may say in `GIVEN_BY` where its objects come from.
+    Signature, annotations and docstring stay as they are. Each call costs some microseconds more. Where an annotation
+    wants a number, NumPy and JAX scalars become Python numbers. Traced values are checked only by shape and type. A
+    class may say in `GIVEN_BY` where its objects come from.
 
     Args:
-        error: raised for what is refused; it says who got what, and what to use.
-        *rules: what only several arguments tell: options that are refused where nothing reads them, sizes that are
-            refused where they would not fit into memory; of a class, of its constructor.
+        error: the class of error to raise; its message names the function, the value and the remedy.
+        *rules: conditions on several arguments: options that would have no effect, and sizes that would not fit into
+            memory; for a class, they apply to its constructor.
 
     Example:
         >>> from bayesrl.arguments import Count, checked
@@ -240,7 +240,7 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption 
                 kind.__init__ = _gate(member, error, kind.__name__, rules)
             elif not name.startswith("_"):
                 full = f"{kind.__name__}.{name}"
-                if hasattr(member, _GATED):  # which has rules of its own
+                if hasattr(member, _GATED):  # checked already, with its own rules
                     continue
                 if isinstance(member, types.FunctionType):
                     setattr(kind, name, _gate(member, error, full, ()))
@@ -254,7 +254,7 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption 
 def _gate(
     fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[UnusedOption | MemoryNeed]
 ) -> Callable[..., Any]:
-    """Put the gate before one function."""
+    """Wrap one function by its checks."""
     gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
 
     @functools.wraps(fn)
@@ -282,7 +282,7 @@ _GATED = "__gated__"
 
 
 def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], dict[str, _Check]]":
-    """Read a signature: checks by place, and by name."""
+    """Read a signature into checks by position and checks by name."""
     hints = _hints(fn)
     positional, by_name = [], {}
     for param in inspect.signature(fn).parameters.values():
@@ -297,7 +297,7 @@ def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], d
 
 
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Give the annotations of a function; a name that only type checkers know leaves its own parameter unchecked."""
+    """Return the annotations of a function, without those that only a type checker can resolve."""
     space = getattr(inspect.unwrap(fn), "__globals__", {})
     found = {}
     for name, hint in inspect.get_annotations(fn).items():
@@ -313,21 +313,21 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 class _Check(NamedTuple):
-    """What one parameter may hold."""
+    """The check of one parameter."""
 
     refuses: Checker
     kinds: set[Any]
     error: type[Exception] | None
 
     def read(self, value: Any, error: type[Exception], name: str, param: str) -> Any:
-        """Give the value, a number without axes as Python's; or raise."""
+        """Return a valid value, with scalars as Python numbers; raise for others."""
         wanted = self.refuses(value)
         if wanted is not None:
             raise (self.error or error)(f"{name} got {param}={format_value(value)}; use {wanted}")
         if self.kinds <= {int, float, bool} and hasattr(value, "dtype") and not is_traced(value):
             return value.item()
         if type(value) is int and abs(value) > MOST and float in self.kinds and int not in self.kinds:
-            return float(value)  # compiled programs do not take larger integers
+            return float(value)  # compiled programs refuse integers this large
         return value
 
 
@@ -345,7 +345,7 @@ def _keep_rules(
     signature = _signature(fn)
     try:
         bound = signature.bind(*args, **kwargs)
-    except TypeError:  # the call itself says it
+    except TypeError:  # the call itself will raise this error
         return
     bound.apply_defaults()
     given = bound.arguments

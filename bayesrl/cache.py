@@ -1,8 +1,8 @@
-"""The cache of compiled programs: what was compiled once on a machine is read from a folder afterwards.
+"""The cache of compiled programs: compile once on a machine, then read the program from a folder.
 
-It is JAX's persistent compilation cache, with files of our own. Each is written in one step, so that two processes may
-share a folder; each has a checksum, and one that is damaged is compiled anew and replaced; those not used for the
-longest time go when the folder is full. JAX's own files have none of that but the last, which takes a further package.
+It is JAX's persistent compilation cache with our own files. Each file is written in one step, so that two processes can
+share a folder. Each has a checksum, and a damaged one is compiled again and replaced. When the folder is full, the
+least recently used files go. JAX's own files have only the last of these features, and need a further package for it.
 """
 
 import os
@@ -27,12 +27,12 @@ CACHE = "BAYESRL_CACHE"
 
 MAX_BYTES = 2**30
 _KEPT_SHARE = 0.8
-"""A folder that is over its limit is emptied to this share of it."""
+"""A folder over its limit is emptied down to this share of the limit."""
 
 _SUFFIX, _WRITING = ".compiled", ".writing-"
 _HEAD = b"bayesrl1"
 _ENTRY = re.compile(r".*-[0-9a-f]{64}(\.compiled|-cache|-atime)")
-"""Our files, and those of JAX's own cache."""
+"""Names of our files, and of those of JAX's own cache."""
 
 _JAX_FOLDER, _JAX_ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 _ELSEWHERE = f"name another folder by bayesrl.use_cache(directory) or in ${CACHE}, or keep nothing by {_JAX_ENABLED}=0"
@@ -40,11 +40,11 @@ _STALE_SECONDS = 3600.0
 
 
 class CacheWarning(UserWarning):
-    """The cache of compiled programs does not work as it should; the work goes on without it."""
+    """The cache of compiled programs does not work; the program continues without it."""
 
 
 def cache_folder() -> Path:
-    """Where bayesrl keeps what can be made again: `$BAYESRL_CACHE`, or `bayesrl` in the user's cache folder."""
+    """The folder for files that can be made again: `$BAYESRL_CACHE`, or `bayesrl` in the user's cache folder."""
     if own := os.environ.get(CACHE):
         return Path(own)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -57,30 +57,30 @@ def cache_folder() -> Path:
 
 
 def compiled_folder() -> Path:
-    """Where compiled programs are kept unless told otherwise; JAX's own environment variable is heard first."""
+    """The default folder of compiled programs; JAX's own environment variable comes first."""
     own = os.environ.get(_JAX_FOLDER)
     return Path(own) if own else cache_folder() / "compiled"
 
 
 @checked(CacheError)
 def use_cache(directory: Location | None = None, *, max_bytes: Bytes = MAX_BYTES) -> Path | None:
-    """Keep compiled programs in a folder, so that whatever was compiled once on this machine is read from there.
+    """Keep compiled programs in a folder, so that this machine compiles each program only once.
 
-    The command line, the ready models and notebooks do so by themselves; programs that import the library call this
-    before they first compile. Where JAX's own cache was switched on or off, by `JAX_COMPILATION_CACHE_DIR`,
-    `JAX_ENABLE_COMPILATION_CACHE` or `jax.config`, it stays so unless a directory is given here; and so do the
-    least time and size of what JAX keeps, which are 0 otherwise.
+    The command line, the ready models and notebooks do this for you. A program that imports the library should call
+    this before it first compiles. If you switched JAX's own cache on or off, by `JAX_COMPILATION_CACHE_DIR`,
+    `JAX_ENABLE_COMPILATION_CACHE` or `jax.config`, your setting stays unless you pass a directory here. Your settings
+    for the least time and size of JAX's entries also stay; otherwise they become 0.
 
     Args:
-        directory: the folder, which is made; by default `compiled` in `$BAYESRL_CACHE`, or in `bayesrl` in the user's
-            cache folder. Whoever can write to it can make this process run anything: share it with nobody.
-        max_bytes: greatest size of the folder; what was not used for the longest time goes.
+        directory: the folder, created if necessary; by default `compiled` in `$BAYESRL_CACHE`, or in `bayesrl` in the
+            user's cache folder. Whoever can write to it can make this process run anything: share it with nobody.
+        max_bytes: greatest size of the folder; beyond it, the least recently used programs go.
 
     Returns:
-        The folder, or None where the cache is switched off or cannot be had: a `CacheWarning` says why, once.
+        The folder, or None if the cache is switched off or does not work; a `CacheWarning` then says why, once.
 
     Raises:
-        CacheError: `max_bytes` is no integer of at least 1.
+        CacheError: `max_bytes` is not an integer of at least 1.
 
     Example:
         >>> import tempfile, jax, bayesrl
@@ -110,7 +110,7 @@ def use_cache(directory: Location | None = None, *, max_bytes: Bytes = MAX_BYTES
 
 
 def use_by_default() -> None:
-    """Keep compiled programs, unless somebody has said where to keep them or that none be kept."""
+    """Keep compiled programs, unless the user has configured JAX's cache."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -118,20 +118,20 @@ def use_by_default() -> None:
 
 
 def use_in_notebooks() -> None:
-    """Keep compiled programs where the process is a Jupyter kernel; without JAX there is nothing to keep yet."""
+    """Keep compiled programs in a Jupyter kernel; while JAX is not loaded, there is nothing to keep."""
     if "jax" in sys.modules and in_notebook():
         use_by_default()
 
 
 class _Used:
-    """Which folder is used, and how large it may get."""
+    """The current folder and its greatest size."""
 
     folder: Path | None = None
     max_bytes = MAX_BYTES
 
 
 def _install(folder: str) -> None:
-    """Let JAX keep what it compiles in the folder, by way of `Entries`."""
+    """Make JAX keep its compiled programs in the folder, through `Entries`."""
     import jax
     from jax._src import compilation_cache
     from jax.experimental.compilation_cache import compilation_cache as public
@@ -139,7 +139,7 @@ def _install(folder: str) -> None:
     for name, default, own in (
         ("jax_persistent_cache_min_compile_time_secs", 1.0, 0.0),
         ("jax_persistent_cache_min_entry_size_bytes", 0, -1),
-        # XLA's own caches on GPUs have no limit, and hold little that the compiled programs do not.
+        # XLA's own GPU caches have no size limit, and add little to the compiled programs.
         ("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir", "none"),
     ):
         if name.upper() not in os.environ and getattr(jax.config, name) == default:
@@ -157,14 +157,14 @@ def _install(folder: str) -> None:
 
         get_file_cache.ours = True  # type: ignore[attr-defined]
         compilation_cache.get_file_cache = get_file_cache
-    public.reset_cache()  # JAX opens a cache once; it is opened anew when something is next compiled
+    public.reset_cache()  # JAX opens its cache only once; the next compilation opens it again
 
 
 class Entries:
-    """Compiled programs in a folder, as JAX reads and writes them. What fails is told once, and never raised.
+    """Compiled programs in a folder, with JAX's cache interface. Failures give one warning and never raise.
 
     Args:
-        folder: which exists.
+        folder: an existing folder.
         max_bytes: its greatest size.
 
     Example:
@@ -183,7 +183,7 @@ class Entries:
         self._size = _shrink(folder, max_bytes)
 
     def get(self, key: str) -> bytes | None:
-        """Read a program, or give None where there is none that can be used."""
+        """Read a program, or return None if there is no usable one."""
         path = self._file(key)
         try:
             content = read_file(path)
@@ -201,11 +201,11 @@ class Entries:
             )
             return None
         with suppress(OSError):
-            os.utime(path, follow_symlinks=False)
+            os.utime(path, follow_symlinks=False)  # the modification time counts as the last use
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep a program, in the place of what was there."""
+        """Store a program, replacing an old one of the same key."""
         if not self._writes:
             return
         content = b"".join((_HEAD, _checksum(value), value))
@@ -248,7 +248,7 @@ _told: set[Path] = set()
 
 
 def _tell(folder: Path, why: str) -> None:
-    """Warn once of each folder."""
+    """Warn once per folder."""
     if folder not in _told:
         _told.add(folder)
         warnings.warn(why, CacheWarning, stacklevel=2)
@@ -258,23 +258,23 @@ def _tell(folder: Path, why: str) -> None:
 
 
 class CacheInfo(NamedTuple):
-    """How many compiled programs a folder holds, and their size in bytes."""
+    """The number of compiled programs in a folder, and their size in bytes."""
 
     entries: int
     size: int
 
 
 def cache_info(folder: Path) -> CacheInfo:
-    """Tell what a folder holds: files of ours and of JAX's own cache, nothing else that may lie there."""
+    """Count the compiled programs in a folder, ours and JAX's own; ignore other files."""
     found = list(_files(folder))
     return CacheInfo(sum(not entry.name.endswith("-atime") for entry, _ in found), sum(told[1] for _, told in found))
 
 
 def clear(folder: Path) -> CacheInfo:
-    """Delete the compiled programs in a folder, ours and JAX's own, and nothing else that may lie there.
+    """Delete the compiled programs in a folder, ours and JAX's own, and no other files.
 
     Returns:
-        What was deleted.
+        The number and size of the deleted programs.
 
     Raises:
         CacheError: a file cannot be deleted.
@@ -294,7 +294,7 @@ def clear(folder: Path) -> CacheInfo:
 
 
 def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], tuple[float, int]]]:
-    """Find the compiled programs in a folder, each with its time of use and its size."""
+    """Find the compiled programs in a folder, each with its time of last use and its size."""
     try:
         with os.scandir(folder) as found:
             for entry in found:
@@ -307,7 +307,7 @@ def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], tuple[float, int]]]
 
 
 def _shrink(folder: Path, max_bytes: int) -> int:
-    """Delete what was not used for the longest time where a folder is over its limit, and give its size."""
+    """Delete the least recently used programs of a folder over its limit, and return its size."""
     found = [(told, entry.path) for entry, told in _files(folder) if entry.name.endswith(_SUFFIX)]
     size = sum(told[1] for told, _ in found)
     if size > max_bytes:
@@ -318,7 +318,7 @@ def _shrink(folder: Path, max_bytes: int) -> int:
                 os.unlink(path)
                 size -= own
     with suppress(OSError):
-        for left in folder.glob(f"{_WRITING}*"):  # by processes that were killed as they wrote
+        for left in folder.glob(f"{_WRITING}*"):  # left by processes that were killed while writing
             if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
                 left.unlink()
     return size

@@ -1,4 +1,4 @@
-"""The errors that bayesrl raises: each names the thing, the value and the remedy."""
+"""The errors of bayesrl; each message names the thing, the value and the remedy."""
 
 
 class BayesRLError(Exception):
@@ -6,36 +6,36 @@ class BayesRLError(Exception):
 
 
 class PolicyError(BayesRLError, ValueError):
-    """A policy program, or a site in it, cannot be used as asked."""
+    """A policy program, or a site in it, cannot be used in this way."""
 
 
 class GuideError(BayesRLError, ValueError):
-    """A guide does not fit the policy it stands beside."""
+    """A guide does not fit its policy."""
 
 
 class ObjectiveError(BayesRLError, ValueError):
-    """An objective would be biased, or undefined, for the programs at hand."""
+    """An objective would be biased or undefined for the given programs."""
 
 
 class FitError(BayesRLError, RuntimeError):
-    """A fit cannot start or cannot go on."""
+    """A fit cannot start or continue."""
 
 
 class RunFolderError(BayesRLError, OSError):
-    """A run folder, or a file, cannot be written, read, or belongs to another problem."""
+    """A run folder or a file cannot be read or written, or belongs to another problem."""
 
 
 class EngineError(BayesRLError, ValueError):
-    """An inference engine cannot give the answer that was asked for."""
+    """An inference engine cannot compute the requested answer."""
 
 
 class ControlError(BayesRLError, ValueError):
-    """An environment, or a problem of control, cannot be used as asked."""
+    """An environment or a control problem cannot be used in this way."""
 
 
 class LanguageModelError(BayesRLError, ValueError):
-    """A language model, its checkpoint or its tokenizer cannot be used as asked."""
+    """A language model, its checkpoint or its tokenizer cannot be used in this way."""
 
 
 class CacheError(BayesRLError, ValueError):
-    """The cache of compiled programs cannot be used as asked."""
+    """The cache of compiled programs cannot be used in this way."""

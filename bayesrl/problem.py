@@ -1,4 +1,4 @@
-"""Problems ready to be fitted or learned, and the ready ones that ship with the library."""
+"""Problems to fit or to learn, and the ready ones that ship with the library."""
 
 import importlib.util
 import inspect
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _options_of(module: str, name: str, *others: str) -> Requirement:
-    """Ask for options of a function, which is imported when the first are given, but for those said otherwise."""
+    """Require options of a function other than `others`; import the function only when there are options."""
 
     def hold(options: Mapping[str, Any]) -> bool:
         known = inspect.signature(LazyAnnotation(module, name)()).parameters.values() if options else ()
@@ -39,18 +39,18 @@ _LEARN_OPTIONS = _options_of("bayesrl.control.learning.loop", "learn", "explorat
 @checked(ProblemError)
 @dataclass(frozen=True)
 class Problem:
-    """A policy with everything that fitting and reporting it needs.
+    """A policy with everything needed to fit and report it.
 
     Attributes:
         policy: the program.
         args: its arguments.
         beta: default temperature, reward units per nat; None without rewards.
         fit_options: further options of `bayesrl.fit`, such as `guide` and `num_steps`.
-        held_out: other arguments of the program, on which the fit is reported too.
-        optimum: gives the known optimum J* per context (reward units) at a temperature; None where
-            enumeration finds it or nobody knows.
-        sections: further sections of the report, and functions of a key and the posterior that give some.
-        about: one line on what the problem is.
+        held_out: other arguments of the program, on which to report the fit too.
+        optimum: maps a temperature to the known optimum J* per context (reward units); None if
+            enumeration finds it or it is unknown.
+        sections: further sections of the report, and functions of a key and the posterior that return some.
+        about: one line that describes the problem.
 
     Example:
         >>> import math, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -78,7 +78,7 @@ class Problem:
     about: str = ""
 
     def sections_of(self, key: PRNGKey, posterior: Posterior) -> list[Section]:
-        """Give the further sections of the report of a fit; an error stands in the place of its sections."""
+        """Return the further sections of a fit's report; an error becomes a section."""
         return _sections_of(key, self.sections, posterior)
 
 
@@ -98,17 +98,17 @@ def _sections_of(key: PRNGKey, parts: tuple[Any, ...], made: Any) -> list[Sectio
 @checked(ProblemError)
 @dataclass(frozen=True)
 class LearningProblem:
-    """An environment with an agent to learn in it, and everything that running and reporting it needs.
+    """An environment with an agent that learns in it, and everything needed to run and report it.
 
     Attributes:
-        environment: as `bayesrl.control.learn` takes it.
+        environment: as for `bayesrl.control.learn`.
         agent: `KLControlAgent(...)` or `BayesianAgent(...)`.
         exploration: the rule, or None for the agent's own.
-        num_episodes: at most.
-        num_runs: independent runs, which the bands of the report tell of.
+        num_episodes: the most episodes of a run.
+        num_runs: independent runs; the bands of the report show their spread.
         learn_options: further options of `learn`, such as `confidence`.
-        sections: further sections of the report, and functions of a key and the first run that give some.
-        about: one line on what the problem is.
+        sections: further sections of the report, and functions of a key and the first run that return some.
+        about: one line that describes the problem.
 
     Example:
         >>> import bayesrl
@@ -130,13 +130,13 @@ class LearningProblem:
     about: str = ""
 
     def sections_of(self, key: PRNGKey, learned: "LearnResult") -> list[Section]:
-        """Give the further sections of the report of a run; an error stands in the place of its sections."""
+        """Return the further sections of a run's report; an error becomes a section."""
         return _sections_of(key, self.sections, learned)
 
 
 @checked(ProblemError)
 def load_problem(name: str, **options: Any) -> Problem:
-    """Make one of the ready problems, or one from a file of yours.
+    """Make one of the ready problems, or one from your own file.
 
     Args:
         name: of a ready model, or the path of a Python file that defines `problem(**options)`.
@@ -144,7 +144,7 @@ def load_problem(name: str, **options: Any) -> Problem:
 
     Raises:
         ProblemError: there is no such model, its file does not import or has no `problem`, or an
-            option is unknown or, where it is declared as int, float or bool, no such value.
+            option is unknown or does not fit its declaration as int, float or bool.
 
     Example:
         >>> import bayesrl
@@ -157,7 +157,7 @@ def load_problem(name: str, **options: Any) -> Problem:
 
 @checked(ProblemError)
 def load_learning_problem(name: str, **options: Any) -> LearningProblem:
-    """Make one of the ready environments with its agent, or one from a file of yours.
+    """Make one of the ready environments with its agent, or one from your own file.
 
     Args:
         name: of a ready model, or the path of a Python file that defines `learning(**options)`.
@@ -177,7 +177,7 @@ def load_learning_problem(name: str, **options: Any) -> LearningProblem:
 
 def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) -> Any:
     use_by_default()
-    check_use(name, function, options)  # from the file as it is written: what is wrong is refused at once
+    check_use(name, function, options)  # reads the file without importing it, so that mistakes show at once
     path = model_path(name)
     module = _module(path)
     make = getattr(module, function, None)

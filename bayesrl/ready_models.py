@@ -1,4 +1,4 @@
-"""The ready models, told from their files without importing them: a wrong name or option is answered at once."""
+"""Describe the ready models from their files without importing them, so that a wrong name or option shows at once."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 from bayesrl.errors import BayesRLError
 
 COMMANDS = {"problem": "fit", "learning": "learn"}
-"""Functions of model files, and the commands that they are for."""
+"""Functions of model files, and the commands that use them."""
 
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 _TOLD = {int: "an integer", float: "a number", bool: "true or false"}
@@ -26,10 +26,10 @@ EXTRAS = {
     "sacrebleu": "lm",
     "huggingface_hub": "lm",
 }
-"""Packages that are installed with an extra, and which."""
+"""Packages that come with an extra, and the name of that extra."""
 
 _NEEDS = "NEEDS"
-"""The name under which a model file tells its packages, each with the options for which it needs them."""
+"""The variable in a model file that lists its packages, each with the options that need it."""
 
 
 class ProblemError(BayesRLError, ValueError):
@@ -37,7 +37,7 @@ class ProblemError(BayesRLError, ValueError):
 
 
 class SourceText:
-    """A default that is no plain value, as it is written in the file."""
+    """The source text of a default that is not a literal."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -47,7 +47,7 @@ class SourceText:
 
 
 def model_folder() -> Path:
-    """Where the ready models lie: inside the installed package, or beside it in a checkout."""
+    """The folder of the ready models: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
@@ -70,7 +70,7 @@ def model_path(name: str) -> Path:
         name: of a ready model, or the path of a Python file.
 
     Raises:
-        ProblemError: there is none; the message names the ready ones, or the one that was meant.
+        ProblemError: there is none; the message names the closest model, or all ready ones.
     """
     path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
     if path.is_file():
@@ -84,12 +84,12 @@ def model_path(name: str) -> Path:
 
 
 def closest(text: str, known: list[str], least: float = 0.7) -> str | None:
-    """Find what was meant by a word, or None where nothing is as alike as this."""
+    """Return the known word closest to a text, or None if none is similar enough."""
     return next(iter(get_close_matches(text, known, 1, least)), None)
 
 
 def model_uses(name: str) -> tuple[str, ...]:
-    """Tell what a model is for: `problem`, to be fitted, `learning`, to be learned, or both.
+    """Return the uses of a model: `problem` to fit it, `learning` to learn in it, or both.
 
     Raises:
         ProblemError: there is no such model, or its file cannot be read.
@@ -99,7 +99,7 @@ def model_uses(name: str) -> tuple[str, ...]:
 
 
 def model_options(name: str, function: str = "problem") -> dict[str, Any]:
-    """Give the options of a model with their defaults.
+    """Return the options of a model with their defaults.
 
     Raises:
         ProblemError: there is no such model, or its file has no such function.
@@ -115,15 +115,15 @@ def model_options(name: str, function: str = "problem") -> dict[str, Any]:
 
 
 def check_use(name: str, function: str, options: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model that cannot be made as asked, before anything is imported; in doubt nothing is refused.
+    """Refuse a model or options that cannot work, before importing anything; in doubt, accept.
 
     Args:
         name: of the model.
         function: `problem` or `learning`.
-        options: that are to be passed to it.
+        options: the options to pass to it.
 
     Raises:
-        ProblemError: there is no such model or function, or an option is unknown or has no such value.
+        ProblemError: there is no such model or function, or an option is unknown or has a wrong value.
     """
     path = model_path(name)
     tree = _parsed(path)
@@ -136,7 +136,7 @@ def check_use(name: str, function: str, options: Mapping[str, Any] | None = None
 
 
 def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:
-    """Refuse a model that needs packages that are not installed.
+    """Refuse a model whose packages are not installed.
 
     Raises:
         ProblemError: naming the extra.
@@ -155,7 +155,7 @@ def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) ->
 
 
 def needed(package: str) -> str:
-    """Say that a package is not installed, and how it gets installed."""
+    """Say that a package is not installed, and how to install it."""
     extra = EXTRAS.get(package)
     how = f"install bayesrl[{extra}] (pip install 'bayesrl[{extra}]')" if extra else f"pip install {package}"
     return f"{package}, which is not installed: {how}"
@@ -176,10 +176,10 @@ def no_function(name: str, path: Path, function: str, others: tuple[str, ...]) -
 def declared_options(
     name: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-    """Give the options of a model as its parameters declare them.
+    """Convert the options of a model to the types that its parameters declare.
 
     Raises:
-        ProblemError: one is unknown or, where it is declared as int, float or bool, no such value.
+        ProblemError: one is unknown, or does not fit its declaration as int, float or bool.
     """
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = next((option for option in options if option not in parameters), None)
@@ -193,7 +193,7 @@ def declared_options(
 
 
 def _having(option: str) -> str:
-    """Say which ready models have an option, and how it is given to them."""
+    """Say which ready models have an option, and how to pass it."""
     trees = {model: _parsed(model_path(model)) for model in model_names()}
     having = [
         f"`bayesrl {command} {model} --set {option}=...`"
@@ -205,7 +205,7 @@ def _having(option: str) -> str:
 
 
 def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """Give the value of an option as its parameter declares it: 2e3 is an integer, and 2.5 is none."""
+    """Convert an option to the type that its parameter declares: 2e3 is an integer, 2.5 is not."""
     kind = parameter.annotation
     if kind not in (int, float, bool) or hasattr(value, "dtype"):
         return value
@@ -234,7 +234,7 @@ def _tree(path: Path, _changed: int) -> ast.Module:
 
 
 def _times_bound(tree: ast.Module, name: str) -> int:
-    """Count the places where a file may give a name a value, however deep; what cannot be told counts."""
+    """Count the places, at any depth, where a file may bind a name; `import *` and `__getattr__` count too."""
     count = 0
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -247,7 +247,7 @@ def _times_bound(tree: ast.Module, name: str) -> int:
 
 
 def _parameters(tree: ast.Module, function: str) -> dict[str, inspect.Parameter] | None:
-    """Read the parameters of a function at the top of a file, or give None where they cannot be told."""
+    """Read the parameters of a top-level function of a file, or return None if only an import could show them."""
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if len(found) != 1 or found[0].decorator_list or _times_bound(tree, function) != 1:
         return None

@@ -21,7 +21,7 @@ def _is_key(value: Any) -> bool:
 
 
 def are_temperatures(value: Any) -> bool:
-    """Whether a value is a number above 0, or an array that holds such; traced ones pass."""
+    """Whether a value is a number above 0, or an array of such numbers; traced ones pass."""
     return not isinstance(value, list | tuple) and _are_at_least(value, LEAST)
 
 
@@ -30,9 +30,9 @@ def _are_temperatures_or_zero(value: Any) -> bool:
 
 
 def _are_at_least(value: Any, least: float) -> bool:
-    """Whether no number in a value lies below an end, numbers too small for single precision counting as below 0."""
+    """Whether all numbers in a value equal `least` or are large enough for single precision."""
     array = array_of(value)
-    # An old-style key is numbers, too, and is easily passed in the place of a temperature.
+    # An old-style key consists of numbers too, and is easily passed instead of a temperature.
     if not array.size or (array.dtype == np.uint32 and array.shape == (2,)):
         return False
     return are_finite(value) and (is_traced(value) or bool(((array >= LEAST) | (array == least)).all()))
@@ -47,7 +47,7 @@ type PRNGKeys = Key[Array, "_"] | UInt32[Array, "_ 2"]
 """Several keys, one per lane."""
 
 type Numbers = Array | np.ndarray
-"""An array of JAX's, or one of NumPy's that lies on the host."""
+"""A JAX array, or a NumPy array on the host."""
 
 type Program = Annotated[
     Callable[..., Any],
@@ -84,4 +84,4 @@ type BetaOrZero = Annotated[
         any_type=True,
     ),
 ]
-"""Temperature, in reward units per nat, or 0, which counts the reward alone."""
+"""Temperature, in reward units per nat; 0 counts only the reward."""

@@ -1,4 +1,4 @@
-"""What values are, whatever their type: numbers and arrays of them, flags, texts, functions; their form in messages."""
+"""Recognise values of any type: numbers and arrays, flags, texts, functions; and format them for messages."""
 
 import math
 import reprlib
@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-"""The largest and the smallest number that single precision tells from infinity and from 0."""
+"""The largest and smallest numbers that single precision can tell from infinity and from 0."""
 _SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
 _SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is one of JAX's that stands for numbers which are not known yet."""
-    jax = sys.modules.get("jax")
+    """Whether a value is a JAX tracer, whose numbers are not known yet."""
+    jax = sys.modules.get("jax")  # not imported here: if nobody has imported JAX, the value is no tracer
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of JAX, of numbers and not of keys."""
+    """Whether a value is a JAX array of numbers, not of keys."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.Array) and "key" not in str(value.dtype)
 
 
 def dtype_kind(value: Any) -> str:
-    """Give the letter of the type of a number without axes, or of Python's numbers; "" of all else."""
+    """Return the kind letter of a scalar's dtype or of a Python number; "" for anything else."""
     if isinstance(value, bool | np.bool_):
         return "b"
     if isinstance(value, int):
@@ -41,17 +41,17 @@ def dtype_kind(value: Any) -> str:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is one whole number."""
+    """Whether a value is a single whole number."""
     return dtype_kind(value) in ("i", "u")
 
 
 def is_count(value: Any, *, least: int) -> bool:
-    """Whether a value is one whole number of at least `least`."""
+    """Whether a value is a single whole number of at least `least`."""
     return is_integer(value) and bool(value >= least)
 
 
 def is_real(value: Any) -> bool:
-    """Whether a value is one number that single precision can tell from infinity."""
+    """Whether a value is a single number that single precision can tell from infinity."""
     if dtype_kind(value) not in ("i", "u", "f"):
         return False
     if is_traced(value):
@@ -68,17 +68,17 @@ def are_numbers(value: Any) -> bool:
 
 
 def are_finite(value: Any) -> bool:
-    """Whether a value is a finite number or an array of such, or lists of them; traced ones pass."""
+    """Whether a value is a finite number, or an array or lists of finite numbers; traced ones pass."""
     return is_traced(value) or (are_numbers(value) and bool((np.abs(array_of(value).astype(float)) <= LARGEST).all()))
 
 
 def are_positive(value: Any) -> bool:
-    """Whether a value is a finite number above 0 or an array of such, or lists of them; traced ones pass."""
+    """Whether a value is a finite number above 0, or an array or lists of such numbers; traced ones pass."""
     return is_traced(value) or (are_finite(value) and bool((array_of(value) >= LEAST).all()))
 
 
 def has_no_nan(value: Any) -> bool:
-    """Whether no number in a value is NaN, wherever in its lists, dictionaries and other trees it stands."""
+    """Whether a value has no NaN, anywhere in its lists, dictionaries and other pytrees."""
     jax = sys.modules.get("jax")
     parts = [value] if jax is None else jax.tree.leaves(value)
     return not any(_is_nan(part) for part in parts)
@@ -92,12 +92,12 @@ def _is_nan(value: Any) -> bool:
 
 
 def are_integers(value: Any) -> bool:
-    """Whether a value is a whole number or an array of such, or lists of them; traced ones pass where their type is."""
+    """Whether a value is a whole number, or an array or lists of whole numbers; traced ones pass by their dtype."""
     return value.dtype.kind in "iu" if is_traced(value) else array_of(value).dtype.kind in "iu"
 
 
 def are_flags(value: Any) -> bool:
-    """Whether a value is True or False, or an array of them, or lists of them, or traced; 0 and 1 will do."""
+    """Whether a value is True or False, or an array or lists of them, or traced; 0 and 1 pass too."""
     if is_traced(value):
         return True
     array = array_of(value)
@@ -105,7 +105,7 @@ def are_flags(value: Any) -> bool:
 
 
 def array_of(value: Any) -> np.ndarray:
-    """Read numbers as an array, or give one of another kind."""
+    """Read numbers as an array; for anything else, return an array of dtype object or of another kind."""
     nothing = np.asarray(None, object)
     if isinstance(value, str | bytes) or "key" in str(getattr(value, "dtype", "")):
         return nothing
@@ -117,20 +117,20 @@ def array_of(value: Any) -> np.ndarray:
 
 
 def is_valid_text(value: Any) -> bool:
-    """Whether a value is a text, without halves of characters."""
+    """Whether a value is a text without lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def is_function(value: Any) -> bool:
-    """Whether a value is called as a function is."""
-    return callable(value) and not hasattr(value, "log_prob")  # a distribution is called by programs alone
+    """Whether a value can serve as a function."""
+    return callable(value) and not hasattr(value, "log_prob")  # NumPyro's distributions are callable too
 
 
 # ---- words -----------------------------------------------------------------------------------
 
 
 def format_value(value: Any) -> str:
-    """Write a value in a few words, on one line, whatever it is."""
+    """Describe any value in a few words, on one line."""
     if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     if isinstance(value, type):

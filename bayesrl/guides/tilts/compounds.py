@@ -25,7 +25,7 @@ _MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
 
 class Hurdle(dist.HurdleLogits):
-    """A structural zero beside a continuous distribution, whose density is never evaluated at 0: it has no slope there."""
+    """A structural zero beside a continuous distribution, whose density is never evaluated at 0: no slope there."""
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log-probability of zero, log-density of other values, nats."""
