@@ -1,4 +1,4 @@
-"""Language models: a model is a distribution over texts, and what rewards make of it is a tilted posterior."""
+"""Language models: a model is a distribution over texts, and rewards tilt it to a posterior."""
 
 from bayesrl.lm import rewards
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_adapter, save_pretrained

@@ -1,4 +1,4 @@
-"""Adapters as PEFT writes them: low-rank paths beside the weights of a model, read and written."""
+"""Read and write adapters in the format of PEFT: low-rank paths beside the weights of a model."""
 
 import math
 import re
@@ -26,7 +26,7 @@ UNSUPPORTED = (
     *("use_dora", "use_qalora", "lora_bias", "layer_replication", "alora_invocation_tokens"),
     *("trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "kasa_config", "velora_config"),
 )
-# These begin by changing the weights that the paths stand beside.
+# All other kinds of initialisation change the base weights too.
 KNOWN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
@@ -35,10 +35,10 @@ def apply_adapter(
 ) -> Transformer:
     """Put an adapter beside the weights of a model.
 
-        y = W·x + b + s·U·(D·x),   s = α/r, or α/√r where `use_rslora` says so, by module where patterns do
+        y = W·x + b + s·U·(D·x),   s = α/r, or α/√r with `use_rslora`; patterns may set α and r by module
 
     Args:
-        model: that it was trained beside.
+        model: the model that the adapter was trained with.
         config: adapter_config.json.
         arrays: its weights by name: D is lora_A and U is lora_B; others replace those of the model.
         origin: where they come from, for messages.
@@ -103,7 +103,7 @@ def apply_adapter(
 def extract_adapter(
     model: Transformer, config: Mapping[str, Any], base: str | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Give adapter_config.json and the weights of the low-rank paths of a model."""
+    """Return adapter_config.json and the weights of a model's low-rank paths."""
     leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]
     linears = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if is_linear(leaf)}
     tensors = {tensor.path.removesuffix(".weight"): tensor for tensor in model.tensors(model.config)}
@@ -163,7 +163,7 @@ def _saved_arrays(model: Transformer, config: Mapping[str, Any], adapted: set[st
 
 
 def _check_config(config: Mapping[str, Any], origin: Any) -> None:
-    """Refuse adapters that compute something else than low-rank paths."""
+    """Refuse adapters that compute anything other than low-rank paths."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise LanguageModelError(
@@ -182,13 +182,13 @@ def _check_config(config: Mapping[str, Any], origin: Any) -> None:
 
 
 def _module_path(module: str, tensors: Mapping[str, CheckpointTensor]) -> str | None:
-    """Find where a module of a checkpoint stands in a model."""
+    """Find the path in the model of a checkpoint's module."""
     tensor = tensors.get(f"{module}.weight")
     return None if tensor is None else tensor.path.removesuffix(".weight")
 
 
 def _replaced(leaf: Any, array: np.ndarray | None, path: str, origin: Any) -> Any:
-    """Give what an adapter has for an array of the model, or the array."""
+    """Return the adapter's replacement of a model's array, or the array itself."""
     if array is None:
         return leaf
     if array.shape != leaf.shape:
@@ -200,7 +200,7 @@ def _replaced(leaf: Any, array: np.ndarray | None, path: str, origin: Any) -> An
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, origin: Any) -> float:
-    """Give the factor of a module's path."""
+    """Return the factor of a module's low-rank path."""
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     expected = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
     if not (is_real(alpha) and alpha > 0 and is_count(expected, least=1)) or int(expected) != rank:
@@ -212,7 +212,7 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int, origin: Any) -> 
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
-    """Give what the first pattern says that a module's name ends with."""
+    """Return the value of the first pattern that matches the end of a module's name."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -220,7 +220,7 @@ def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
 
 
 def _targets(adapted: set[str], modules: set[str]) -> list[str]:
-    """Name modules, by the last part of their names where that names no others."""
+    """Name the adapted modules, by the last part of their names if no other module has it."""
     names = set()
     for name in adapted:
         last = name.split(".")[-1]

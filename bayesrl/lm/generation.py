@@ -1,4 +1,4 @@
-"""What a fitted model and its reference write, and how both score it: one compiled program for any number of texts."""
+"""Write texts with a fitted model or its reference, and score them under both; one compiled program for any number."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,22 +18,22 @@ from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.typing import Params, PRNGKey
 
 GROUP = 8
-"""So many completions of one prompt are written together: the prompt is read once for them."""
+"""This many completions of one prompt are written together, so that the model reads the prompt once for all."""
 
 MOST_ROWS = 128
 _NUMBERS_AT_ONCE = 2**26
-"""Completions that are written at once; fewer where a model is large."""
+"""Bounds the completions written at once: fewer for a large model."""
 
 _WIDTHS = 8
 """Prompts are padded to a multiple of this many tokens, so that prompts of similar length share a program."""
 
 
 class ScoredTexts(NamedTuple):
-    """Completions, as both models score them, [*rows, ...].
+    """Completions scored under both models, [*rows, ...].
 
     Attributes:
         tokens: [*rows, T].
-        log_q: of each token under the fitted model, nats, 0 behind the end, [*rows, T].
+        log_q: of each token under the fitted model, nats, 0 after the end, [*rows, T].
         log_prior: of each token under the reference, nats, [*rows, T].
         kl: KL(q‖π₀) of each next token, summed over the vocabulary, nats, [*rows, T].
     """
@@ -57,17 +57,17 @@ def generate(
 ) -> ScoredTexts:
     """Generate completions, [num, n, T], in batches of one size; NumPy arrays.
 
-    A completion depends on the key, on its number among the draws and on that of its prompt, and on no other.
+    A completion depends only on the key, the number of its draw and the number of its prompt.
 
     Args:
         key: consumed whole.
         guide: of the fit.
         params: of the guide, of one fit.
         prompts: the prompts.
-        index: which of them each draw answers, [num, n].
-        by_fit: whether the fit writes them, or else the reference.
-        given: completions to be scored in the place of those written, [num, n, T].
-        together: how many prompts are answered at once, and how often each; by default as memory allows.
+        index: which prompts each draw answers, [num, n].
+        by_fit: whether the fit writes them, rather than the reference.
+        given: completions to score instead of writing new ones, [num, n, T].
+        together: how many prompts to answer at once, and how often each; by default as many as fit into memory.
     """
     num, width = index.shape
     steps = guide.policy.options["num_steps"]
@@ -92,7 +92,7 @@ def generate(
 
 
 def max_rows(policy: PromptedPolicy, prompts: Prompts) -> int:
-    """Tell how many completions are written at once."""
+    """Return how many completions to write at once."""
     config, num_steps = policy.model.config, policy.options["num_steps"]
     numbers = (prompts.tokens.shape[-1] + num_steps) * 16 * int(config.width) + int(config.vocab_size)
     rows = MOST_ROWS * (1 if jax.default_backend() == "cpu" else 8)
@@ -102,10 +102,10 @@ def max_rows(policy: PromptedPolicy, prompts: Prompts) -> int:
 
 
 def _pack(index: np.ndarray, at_once: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lay completions into slots of one prompt each, a whole number of pieces of slots.
+    """Pack completions into slots of one prompt each, and round the number of slots up to whole batches.
 
     Returns:
-        slot and lane of each completion, [num·n]; the prompt of each slot; the numbers of its draws, [slots, each].
+        Slot and lane of each completion, [num·n]; the prompt of each slot; the numbers of its draws, [slots, each].
     """
     num, width = index.shape
     prompt, number = index.reshape(-1), np.repeat(np.arange(num), width)
@@ -123,7 +123,7 @@ def _pack(index: np.ndarray, at_once: int, group: int) -> tuple[np.ndarray, np.n
 
 
 def pad_prompts(prompts: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad prompts on the left to one of few widths, where there is room for that."""
+    """Pad prompts on the left to one of a few widths, if there is room."""
     tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)
     length = tokens.shape[1]
     padding = [(0, 0), (min(-(-length // _WIDTHS) * _WIDTHS, max(room, length)) - length, 0)]
@@ -131,7 +131,7 @@ def pad_prompts(prompts: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def model_with_params(guide: Any, params: Params) -> Any:
-    """Give the model of a fit with these parameters."""
+    """Return the model of a fit with these parameters."""
     return handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
 
 
@@ -168,17 +168,17 @@ def generate_and_score(
     by_fit: Array,
     is_given: Array,
 ) -> ScoredTexts:
-    """Write, or read, completions of prompts token by token, [prompts, each, T], until the last has ended.
+    """Write or read completions of prompts token by token, [prompts, each, T], until the last one has ended.
 
-    Both models read every token as it is written, so that no text is read again to be scored.
+    Both models read every token as it is written, so that scoring needs no second pass.
 
     Args:
-        ours: the fitted distribution, of the prompts.
-        theirs: the reference, of the same prompts.
-        uniforms: uniform numbers by which tokens are drawn, [prompts, each, T].
-        given: completions to be read, [prompts, each, T].
+        ours: the fitted distribution, for the prompts.
+        theirs: the reference, for the same prompts.
+        uniforms: uniform numbers that choose the tokens, [prompts, each, T].
+        given: completions to read, [prompts, each, T].
         by_fit: whether the fit writes.
-        is_given: whether completions are read and not written.
+        is_given: whether to read `given` instead of writing.
     """
     slots, group, steps = uniforms.shape
     rows = slots * group

@@ -1,4 +1,4 @@
-"""How a language model is changed by a fit: all of its parameters, or low-rank paths beside frozen weights."""
+"""Guides of language models: train all parameters, or low-rank paths beside frozen weights."""
 
 import abc
 import math
@@ -25,15 +25,16 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 _MAX_RATE = 1e-3
 _RATE_TIMES_WIDTH = 0.04
-"""Rates are `_RATE`/width, and `_FASTEST` for narrow models: faster, Adam's first steps leave a trained model."""
+"""Rates fall as 1/width, with an upper bound for narrow models: at higher rates, Adam's first steps destroy a trained
+model."""
 
 
 class ModelGuide(PolicyGuide):
-    """A guide of a `PromptedPolicy`: the same program, written by a model that is trained.
+    """A guide of a `PromptedPolicy`: the same program with a trainable model.
 
     Args:
         policy: the program, with the reference in it.
-        declare: declares the parameters, by `numpyro.param`, and gives the model.
+        declare: declares the parameters by `numpyro.param`, and returns the model.
     """
 
     def __init__(self, policy: PromptedPolicy, declare: Callable[[], CausalLM]) -> None:
@@ -46,7 +47,7 @@ class ModelGuide(PolicyGuide):
         return self.policy.run(self.declare(), *args, rewarded=False)
 
     def over_all_data(self) -> "ModelGuide":
-        """Give the same guide without mini-batches of prompts."""
+        """Return the same guide without mini-batches of prompts."""
         if self.policy.batch_size is None:
             return self
         whole = ModelGuide(self.policy.over_all_data(), self.declare)
@@ -56,17 +57,17 @@ class ModelGuide(PolicyGuide):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoModelGuide(AutoGuide):
-    """What all guides of language models share: a model to start from.
+    """Base of all guides of language models: a model to start from.
 
     Args:
-        start: a model to start from in the place of the reference, of the same shape.
+        start: a model to start from instead of the reference, of the same shape.
     """
 
     start: Pretrained | None = field(default=None, compare=False)
 
     @abc.abstractmethod
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
-        """Declare what is trained, and give the model that has it."""
+        """Declare the trainable parameters, and return the model with them."""
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `AutoGuide.build`."""
@@ -82,9 +83,9 @@ class AutoModelGuide(AutoGuide):
 @checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class FullParameters(AutoModelGuide):
-    """All parameters of the model are trained, from a copy of the reference: the fit starts at the prior.
+    """Train all parameters of the model, from a copy of the reference, so that the fit starts at the prior.
 
-    Parameters are kept in float32, whatever the model computes in, so that small steps are not rounded away.
+    Parameters are stored in float32, whatever dtype the model computes in, so that rounding does not lose small steps.
 
     Example:
         >>> from bayesrl.lm import FullParameters
@@ -97,11 +98,11 @@ class FullParameters(AutoModelGuide):
         return min(_MAX_RATE, _RATE_TIMES_WIDTH / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
-        """Declare one parameter for each array; see `AutoModelGuide.declare`."""
+        """Declare one parameter per array; see `AutoModelGuide.declare`."""
         return declare_parameters(model)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
-        """Add to each array noise of a tenth of its size; see `AutoGuide.overdispersed_init`."""
+        """Add noise of a tenth of its size to each array; see `AutoGuide.overdispersed_init`."""
         return {
             name: value
             + 0.1 * _root_mean_square(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
@@ -112,9 +113,9 @@ class FullParameters(AutoModelGuide):
 @checked(GuideError)
 @dataclass(frozen=True)
 class LoRA(AutoModelGuide):
-    """Low-rank paths beside the linear maps of the blocks: W·x + (scale / rank)·U·(D·x), only U and D trained.
+    """Train low-rank paths U·D beside the frozen linear maps of the blocks: W·x + (scale / rank)·U·(D·x).
 
-    The frozen weights are those of the reference, held once. U is zero at first: the fit starts at the prior.
+    The frozen weights are those of the reference, stored once. U starts at zero, so that the fit starts at the prior.
 
     Args:
         rank: of each path.
@@ -136,7 +137,7 @@ class LoRA(AutoModelGuide):
     scale: Positive | None = None
 
     def learning_rate_for(self, params: Params) -> float:
-        """Suggest an Adam rate: some times that of all parameters, since the paths start at nothing."""
+        """Suggest an Adam rate: several times that of all parameters, since the paths start at zero."""
         return min(5 * _MAX_RATE, 10 * _RATE_TIMES_WIDTH / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
@@ -161,11 +162,11 @@ class LoRA(AutoModelGuide):
 
         down = numpyro.param(f"model{name}.down", start)
         up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
-        whole = linear.merge()  # an adapter that the reference has stays part of it
+        whole = linear.merge()  # an adapter of the reference stays part of the reference
         return Linear(whole.weight, whole.bias, down, up, factor)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
-        """Draw U, so that the paths add about a tenth to what they stand beside; see `AutoGuide.overdispersed_init`."""
+        """Draw U so that each path adds about a tenth to its linear map; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)
@@ -174,7 +175,7 @@ class LoRA(AutoModelGuide):
 
 
 def declare_parameters[Model: Transformer](model: Model) -> Model:
-    """Declare every array of a model as a parameter in float32, and give the model that computes with them."""
+    """Declare every array of a model as a parameter in float32, and return the model that computes with them."""
     arrays, rest = eqx.partition(model, eqx.is_inexact_array)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(arrays)
     own = [
@@ -186,7 +187,7 @@ def declare_parameters[Model: Transformer](model: Model) -> Model:
 
 
 def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
-    """Refuse a model whose shape or tokenizer is not that of the reference."""
+    """Refuse a model whose shape or tokenizer differs from the reference's."""
     if not isinstance(start, Pretrained):
         raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
     if (
@@ -211,7 +212,7 @@ def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
 
 
 def _width(params: Params) -> int:
-    """Give the width of a model: the commonest last axis of its matrices."""
+    """Return the width of a model: the most common last axis of its matrices."""
     sizes = [int(value.shape[-1]) for name, value in params.items() if value.ndim >= 2 and not name.endswith(".up")]
     return max(sizes, key=sizes.count) if sizes else 1
 

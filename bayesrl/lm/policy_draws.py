@@ -1,4 +1,4 @@
-"""Draws of a fitted language model: what it writes, with the rewards that it earns."""
+"""Draws of a fitted language model: its completions with their rewards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,23 +26,23 @@ from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 
 _REWARD_BATCH = 512
-"""So many completions are given their rewards at once."""
+"""How many completions get their rewards at once."""
 
 _ANY_WIDTH = 2**30
-"""Rewards have room for prompts of any width."""
+"""A bound on prompt widths that every prompt meets."""
 
 
 def reward_values(
     rewards: Mapping[str, Reward], prompts: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Give the rewards of completions by name, [*rows]: those of texts on the host, all others by one program.
+    """Compute the rewards of completions by name, [*rows]: text rewards on the host, all others by one program.
 
     Args:
         rewards: rewards and metrics, by name.
-        prompts: that were answered.
-        index: of the prompt that each row answers, [*rows].
+        prompts: the prompts.
+        index: the prompt that each row answers, [*rows].
         tokens: [*rows, T].
-        mask: which of them count, [*rows, T].
+        mask: which tokens count, [*rows, T].
     """
     parts: list[Reward] = []
     for reward in rewards.values():
@@ -65,7 +65,7 @@ def reward_values(
 
 
 class RewardedTexts(NamedTuple):
-    """What completions earn: which tokens count, [*rows, T], rewards and metrics by name, and their sum, [*rows]."""
+    """Scored completions: which tokens count, [*rows, T], rewards and metrics by name, and their sum, [*rows]."""
 
     mask: np.ndarray
     rewards: dict[str, np.ndarray]
@@ -74,7 +74,7 @@ class RewardedTexts(NamedTuple):
 
 
 def reward_texts(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, tokens: np.ndarray) -> RewardedTexts:
-    """Give completions the rewards and metrics of their policy; see `reward_values`."""
+    """Compute the rewards and metrics of a policy for completions; see `reward_values`."""
     mask = np.asarray(text_mask(tokens, policy.options["eos"]))
     values = reward_values({**policy.rewards, **policy.metrics}, prompts, index, tokens, mask)
     rewards = {name: values[name] for name in policy.rewards}
@@ -110,10 +110,10 @@ def _reward_program(
 
 
 class TextDraws:
-    """Makes the draws of a `ModelGuide` for everything but the gradient; see `GuideSampler`."""
+    """Makes the draws of a `ModelGuide`, except those for gradients; see `GuideSampler`."""
 
     def supports(self, programs: Programs) -> bool:
-        """Whether policy and guide are those of this model as they are."""
+        """Whether policy and guide are those of this model, without changes."""
         return isinstance(programs.policy, PromptedPolicy)
 
     def contexts_are_independent(self, programs: Programs) -> bool:
@@ -122,7 +122,7 @@ class TextDraws:
         return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
 
     def source(self, programs: Programs, objective: Any) -> "HostRewardDraws | None":
-        """Give a source of the draws of a step where rewards are Python functions."""
+        """Return a source of a step's draws if rewards are Python functions."""
         policy = programs.guide.policy  # type: ignore[union-attr]
         parts = [
             part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _weighted_parts(reward)
@@ -134,7 +134,7 @@ class TextDraws:
         return HostRewardDraws(objective.plan.num_particles)
 
     def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
-        """Draw [num, ...]; every draw has a mini-batch of its own."""
+        """Draw [num, ...]; every draw has its own mini-batch."""
         guide: Any = programs.guide
         prompts = guide.policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
@@ -154,19 +154,19 @@ class TextDraws:
 
 @dataclass(frozen=True)
 class HostRewardDraws:
-    """Draws the completions of a step: written by one program, rewarded by Python, and then learned from by another.
+    """Draws the completions of a step: one program writes them, Python rewards them, and another program updates.
 
-    No program calls Python, so that all of them are found on disk by the next process.
+    No program calls Python, so that the compilation cache can store all of them for the next process.
 
     Args:
-        num_particles: completions of each prompt.
+        num_particles: completions per prompt.
     """
 
     num_particles: int
     one_batch = True
 
     def __call__(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Give draws of one mini-batch, [num_particles, ...]."""
+        """Return draws of one mini-batch, [num_particles, ...]."""
         guide: Any = programs.guide
         policy, num = guide.policy, self.num_particles
         prompts = policy.resolve_prompts(*programs.args)
@@ -192,7 +192,7 @@ class HostRewardDraws:
 
 
 def _draw_batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
-    """Choose prompts for each draw, [num, size], whatever the number of draws."""
+    """Choose the prompts of each draw, [num, size]; the choice does not depend on the number of draws."""
     if size == count:
         return np.broadcast_to(np.arange(count, dtype=np.int32), (num, count))
     seed = np.asarray(key_data(key)).astype(np.uint32).reshape(-1).tolist()

@@ -29,17 +29,17 @@ TEXT, PLATE = "text", "prompt"
 @checked(LanguageModelError)
 @dataclass(frozen=True, eq=False)
 class PromptedPolicy:
-    """A language model that answers prompts: a program; made by `policy`.
+    """A language model that answers prompts, as a program; made by `policy`.
 
     Attributes:
         model: the reference π₀.
         tokenizer: of the model, or None.
-        prompts: to be answered where the program gets no others as its argument.
+        prompts: the prompts to answer if the program gets no others as its argument.
         rewards: by the name of the reward site.
         metrics: by the name of the deterministic site.
-        batch_size: how many prompts a step sees; None sees all.
+        batch_size: how many prompts a step sees; None means all.
         options: of `CausalLMDistribution`.
-        source: what the model was given as, where it came with settings.
+        source: the `Pretrained` that the model came in, if it came with settings.
     """
 
     model: CausalLM
@@ -52,12 +52,12 @@ class PromptedPolicy:
     source: Pretrained | None = field(default=None, repr=False)
 
     def __call__(self, prompts: Prompts | None = None) -> Array:
-        """Run as a program: answer its prompts, or others, and collect rewards."""
+        """Run as a program: answer the prompts, by default its own, and collect rewards."""
         return self.run(self.model, prompts)
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens never follow."""
+        """Whether truncation excludes some tokens."""
         return self.options["top_k"] is not None or self.options["top_p"] < 1 or self.options["min_p"] > 0
 
     def read(self, site: str, value: Any) -> str | None:
@@ -69,18 +69,18 @@ class PromptedPolicy:
         return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
 
     def distribution(self, model: CausalLM, prompt: Array, mask: Array | None) -> CausalLMDistribution:
-        """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is.
+        """Return the distribution of a model's answers to prompts [*batch, P], truncated as the reference is.
 
         Args:
-            model: in the place of the reference.
+            model: any model of the reference's shape.
             prompt: token ids.
-            mask: True for tokens that are not padding, in the same shape; None where no token is.
+            mask: True for tokens that are not padding, in the same shape; None if there is no padding.
         """
         support_model = self.model if self.truncated and model is not self.model else None
         return CausalLMDistribution(model, prompt, mask, support_model=support_model, **self.options)
 
     def run(self, model: CausalLM, prompts: Prompts | None = None, *, rewarded: bool = True) -> Array:
-        """Run with any model in the place of the reference, with rewards and metrics or without."""
+        """Run with another model instead of the reference, with or without rewards and metrics."""
         encoded = self.resolve_prompts(prompts)
         count = len(encoded)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
@@ -98,11 +98,11 @@ class PromptedPolicy:
         return tokens
 
     def over_all_data(self) -> "PromptedPolicy":
-        """Give the same policy without mini-batches of prompts."""
+        """Return the same policy without mini-batches of prompts."""
         return self if self.batch_size is None else replace(self, batch_size=None)
 
     def resolve_prompts(self, prompts: Any = None) -> Prompts:
-        """Give its prompts, or take others that are known to be of the same tokenizer and to have room."""
+        """Return its own prompts, or check that others have the same tokenizer and leave room to answer."""
         if prompts is None:
             return self.prompts
         encoded = encode_prompts(prompts, self.tokenizer)
@@ -112,7 +112,7 @@ class PromptedPolicy:
         return encoded
 
     def __repr__(self) -> str:
-        """Tell the policy in one line."""
+        """Describe the policy in one line."""
         return f"policy({type(self.model).__name__}, {len(self.prompts)} prompts, rewards {', '.join(self.rewards)})"
 
 
@@ -132,25 +132,25 @@ def policy(
     min_p: UnitInterval | None = None,
     stop_at_eos: bool = True,
 ) -> PromptedPolicy:
-    """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
+    """Make a policy from a language model: π₀(x | prompt) over its completions, with rewards for them.
 
-    Prompts are contexts: each is a problem of its own, with an evidence of its own, and J is averaged over them.
-    The program draws the site `text`, [prompts, max_new_tokens], and may be given other prompts as its argument:
+    Prompts are contexts: each is a separate problem with its own evidence, and J is their average. The program draws
+    the site `text`, [prompts, max_new_tokens], and takes other prompts as its argument:
     `posterior.estimate(key, 100, held_out)`.
 
     Args:
-        model: the reference, which stays as it is: what `load_pretrained` gave, or a model.
+        model: the reference, which stays unchanged: the result of `load_pretrained`, or a model.
         prompts: texts, records with the text under `prompt`, an array of tokens, or `Prompts`.
         reward: a `Reward`, or a function of the text (see `rewards.text_reward`); several by name add up.
-        max_new_tokens: the most that is written; by default what the model's generation_config.json says.
-        tokenizer: of the model, where `model` brings none.
-        metrics: what else is reported of the completions, by name, in the same ways.
-        batch_size: prompts that each step sees; by default all.
-        temperature: divides the logits of both policies. It is part of the distribution, as are the next three; each is
-            by default what the model's generation_config.json says for sampling, else such that it changes nothing.
+        max_new_tokens: the most new tokens; by default the value in the model's generation_config.json.
+        tokenizer: of the model, if `model` brings none.
+        metrics: further numbers to report for the completions, by name, given like rewards.
+        batch_size: prompts per step; by default all.
+        temperature: divides the logits of both policies. It is part of the distribution, as are the next three. The
+            default of each is the sampling value in the model's generation_config.json, or else one without effect.
         top_k: how many of the likeliest tokens may follow; 0 for all.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
-        min_p: only tokens may follow whose probability is at least this share of that of the likeliest.
+        min_p: only tokens with at least this share of the likeliest token's probability may follow.
         stop_at_eos: whether a text ends at any of the tokenizer's `eos_ids`; otherwise it always has `max_new_tokens`.
 
     Raises:
@@ -201,7 +201,7 @@ def policy(
 
 
 def _check_tokenizer(prompts: Prompts, tokenizer: Tokenizer | None) -> None:
-    """Refuse prompts that were coded by another tokenizer."""
+    """Refuse prompts that another tokenizer encoded."""
     tokenizer_of_prompts = prompts.examples.tokenizer
     if tokenizer_of_prompts is not None and tokenizer is not None and tokenizer_of_prompts.digest != tokenizer.digest:
         raise LanguageModelError(

@@ -1,4 +1,4 @@
-"""`Prompts`: what a language model is asked to continue; `Completions`: what it wrote."""
+"""`Prompts` for a language model to continue, and its `Completions`."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,15 +20,15 @@ from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
 from bayesrl.value_checks import are_integers, format_value, is_count
 
 type Example = Mapping[str, Any]
-"""What is known of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
+"""The record of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
 
 
 class Examples(Sequence[Example]):
-    """The records behind prompts, and the tokenizer of the model that reads them; two of them are never equal.
+    """The records behind prompts, and the tokenizer of the model that reads them; they compare by identity.
 
     Args:
         rows: the records.
-        tokenizer: of the model, or None where prompts were given as tokens.
+        tokenizer: of the model, or None if prompts were given as tokens.
     """
 
     def __init__(self, rows: Sequence[Example], tokenizer: Tokenizer | None) -> None:
@@ -54,7 +54,7 @@ class Prompts(eqx.Module):
     Args:
         tokens: [prompts, longest].
         mask: True for tokens that are not padding, [prompts, longest].
-        examples: the records that they were made of.
+        examples: the records that they were made from.
     """
 
     tokens: Int[Array, "prompts longest"]
@@ -69,7 +69,7 @@ class Prompts(eqx.Module):
 
     @checked(LanguageModelError)
     def take(self, indices: Annotated[Any, _NUMBERED]) -> "Prompts":
-        """Take some of them, by number."""
+        """Take some prompts, by number."""
         index = np.asarray(indices, int)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise LanguageModelError(
@@ -81,7 +81,7 @@ class Prompts(eqx.Module):
 
     @checked(LanguageModelError)
     def concatenate(self, others: "Prompts") -> "Prompts":
-        """Put others of the same model behind them."""
+        """Append other prompts of the same model."""
         longest = max(self.tokens.shape[1], others.tokens.shape[1])
 
         def padded(x: Any) -> np.ndarray:
@@ -95,14 +95,14 @@ class Prompts(eqx.Module):
 
 
 class Completions(eqx.Module):
-    """What a policy wrote, as rewards see it; any leading axes, which all arrays share.
+    """Completions of a policy, as rewards see them; all arrays share their leading axes.
 
     Args:
-        index: which prompt it belongs to, [...].
+        index: the number of the prompt, [...].
         prompt: the prompt, padded on the left, [..., P].
         prompt_mask: True for its tokens that are not padding, [..., P].
-        tokens: what was written, [..., T].
-        mask: which of it counts: all up to and including the end of the text, [..., T].
+        tokens: the new tokens, [..., T].
+        mask: which tokens count: all up to and including the end of the text, [..., T].
         examples: the records behind the prompts.
     """
 
@@ -123,9 +123,9 @@ _NO_KEYS = Requirement(
 
 @checked(LanguageModelError)
 def encode_prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None) -> Prompts:
-    """Make prompts of texts, of conversations, of records with either, or of token ids.
+    """Make prompts from texts, conversations, records with either, or token ids.
 
-    A text without tokens becomes the token that begins texts, or else the one that ends them: a model needs
+    A text without tokens becomes the token that begins texts, or else the one that ends them, because a model needs
     something to continue.
 
     Args:
@@ -133,7 +133,7 @@ def encode_prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None 
             lists of any lengths or as whole numbers [prompts, P]; or conversations, which the tokenizer's chat template
             writes: lists of messages `{"role": …, "content": …}`, under `prompt` or `messages`. A last message of the
             assistant is gone on with under `prompt`; under `messages` it is the answer that rewards may see.
-        tokenizer: of the model; not needed for token ids, which rewards of texts read by it.
+        tokenizer: of the model; token ids do not need it, but text rewards do, to decode them.
 
     Raises:
         LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
@@ -174,10 +174,10 @@ def encode_prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None 
 
 @checked(LanguageModelError)
 def read_json_lines(path: Location) -> list[dict[str, Any]]:
-    """Read records, one JSON object in each line; empty lines are passed over.
+    """Read records, one JSON object per line; skip empty lines.
 
     Raises:
-        LanguageModelError: the file cannot be read, or a line holds something else.
+        LanguageModelError: the file cannot be read, or a line is not a JSON object.
 
     Example:
         >>> import tempfile
@@ -210,7 +210,7 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
 def _encode_texts(
     rows: Sequence[Example], token_ids: Sequence[list[int] | None], in_chats: Sequence[bool], tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """Give the token ids of each prompt; a chat template has put there what belongs around a conversation."""
+    """Return the token ids of each prompt; a conversation already has the special tokens of its chat template."""
     result = [ids or [] for ids in token_ids]
     for special in (True, False):
         indices = [index for index, ids in enumerate(token_ids) if ids is None and in_chats[index] != special]
@@ -231,18 +231,18 @@ def _from_tokens(tokens: np.ndarray, tokenizer: Tokenizer | None) -> Prompts:
 
 
 def _decode_ids(ids: list[int], tokenizer: Tokenizer | None) -> str:
-    """Give the text of token ids, for rewards and reports; the ids themselves where there is no tokenizer."""
+    """Return the text of token ids for rewards and reports, or the ids themselves without a tokenizer."""
     known = tokenizer is not None and all(0 <= index < 2**32 for index in ids)
     return tokenizer.decode([ids])[0] if tokenizer is not None and known else " ".join(map(str, ids))
 
 
 def _make_prompts(tokens: np.ndarray, mask: np.ndarray, examples: Examples) -> Prompts:
-    """Put prompts on the device, without compiling anything."""
+    """Put prompts on the device without compiling anything."""
     return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(mask, bool)), examples)
 
 
 def _parse_prompt(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Example, list[int] | None, bool]:
-    """Give the record of a prompt, its token ids where it was given as such, and whether it is a conversation."""
+    """Return the record of a prompt, its token ids if it was given as such, and whether it is a conversation."""
     if isinstance(text, str):
         return {"prompt": text}, None, False
     ids = _as_token_ids(text)
@@ -265,7 +265,7 @@ def _parse_prompt(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[E
 
 
 def _as_token_ids(value: Any) -> list[int] | None:
-    """Read token ids, [P]; None where it is something else."""
+    """Read token ids, [P]; None for anything else."""
     if isinstance(value, np.ndarray | Array):
         value = np.asarray(value)
         whole = value.ndim == 1 and np.issubdtype(value.dtype, np.integer)

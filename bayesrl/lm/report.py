@@ -1,4 +1,4 @@
-"""What a report says of a language model: samples, where they moved, and prompts where they no longer differ."""
+"""Report sections on a language model: samples, where they moved, and prompts whose samples no longer differ."""
 
 from typing import TYPE_CHECKING
 
@@ -33,24 +33,24 @@ _PROMPTS, _SAMPLES = 24, 32
 _SHOWN = 3
 _POSITIONS = 16
 _STRONG = 3.0
-"""The log-ratio, in nats, from which on a token has the strongest color."""
+"""The log-ratio, in nats, at which a token gets the strongest color."""
 
 _COLLAPSED = 0.1
-"""A prompt has collapsed where its completions have less than this share of the reference's entropy."""
+"""A prompt has collapsed if its completions have less than this share of the reference's entropy."""
 
 
 @checked(LanguageModelError)
 def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | None = None) -> list[Section]:
-    """Give the sections that a report has of a language model: `Problem(sections=(text_sections,))`.
+    """Make the report sections of a language model: `Problem(sections=(text_sections,))`.
 
-    The best, the median and the worst samples, each token colored by log q/π₀; reward and KL by position; length
-    against reward; prompts where the policy collapsed; and, of prompts that were held out, completions of the
-    reference beside those of the fit.
+    They show the best, the median and the worst samples, with each token colored by log q/π₀; reward and KL by
+    position; length against reward; prompts where the policy collapsed; and, for held-out prompts, completions of
+    the reference beside those of the fit.
 
     Args:
         key: consumed whole.
-        posterior: of a program made by `bayesrl.lm.policy`; of several temperatures the coldest is shown.
-        held_out: prompts that were not trained on, or None.
+        posterior: of a program made by `bayesrl.lm.policy`; if it has several temperatures, of the coldest.
+        held_out: prompts outside the training set, or None.
 
     Raises:
         LanguageModelError: the posterior is of another kind.
@@ -68,7 +68,7 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
     policy, _, _ = unpack_posterior(one)
     seen = subset_evenly(policy.prompts)
-    # All prompts are answered at once, so that one program is compiled.
+    # Answer all prompts in one call, so that only one program is compiled.
     prompts = seen if held_out is None else seen.concatenate(subset_evenly(held_out))
     both = sample_texts(key, one, _SAMPLES, prompts)
     samples = both.of(slice(len(seen)))
@@ -88,7 +88,7 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
 
 
 def subset_evenly(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
-    """Take prompts evenly, where there are more than are to be shown."""
+    """Take at most `most` prompts, evenly spaced."""
     if len(prompts) <= most:
         return prompts
     return prompts.take([int(i) for i in np.linspace(0, len(prompts) - 1, most).round()])
@@ -131,7 +131,7 @@ def _distinct(places: list[tuple[int, ...]], texts: ModelSamples) -> list[tuple[
 
 
 def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarray, ratio: np.ndarray) -> Markup:
-    """Write tokens with a background that tells log q/π₀ of each, in nats."""
+    """Write tokens with a background color that shows log q/π₀ of each, in nats."""
     indices = np.flatnonzero(mask)
     pieces = token_pieces(tokenizer, tokens[indices])
     spans = []
@@ -171,7 +171,7 @@ def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 
 def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
-    """List prompts by how little is left of the reference's entropy."""
+    """List prompts by the share of the reference's entropy that is left, least first."""
     ours, theirs = -samples.fitted.log_q.sum(-1).mean(0), -samples.prior.log_prior.sum(-1).mean(0)
     share = ours / np.maximum(theirs, 1e-6)
     gone = int((share < _COLLAPSED).sum())
@@ -194,13 +194,13 @@ def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 
 def _distinct_and_commonest(policy: PromptedPolicy, texts: ModelSamples, prompt: int) -> tuple[int, str]:
-    """Count the different completions of a prompt, and decode the most frequent."""
+    """Count the distinct completions of a prompt, and decode the most frequent one."""
     rows, first, counts = np.unique(texts.tokens[:, prompt], axis=0, return_index=True, return_counts=True)
     return len(rows), completion_text(policy, texts, (int(first[counts.argmax()]), prompt))
 
 
 def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[int, ...]) -> str:
-    """Decode one completion, up to its end, and shorten it."""
+    """Decode one completion up to its end, and shorten it."""
     tokens = texts.tokens[place][texts.mask[place]]
     if policy.tokenizer is None:
         return truncate(" ".join(map(str, tokens)))
@@ -208,7 +208,7 @@ def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[in
 
 
 def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
-    """Show a completion of each, that with the median reward, prompts evenly chosen."""
+    """Show the completion with the median reward of fit and reference, for evenly chosen prompts."""
     rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
     for i in range(min(len(samples.prompts), 4 * _SHOWN)):
         row: list[object] = [truncate(samples.prompts.examples[i]["prompt"])]
@@ -233,7 +233,7 @@ def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 
 def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndarray, prior: np.ndarray) -> "Figure":
-    """Draw the reward of what is written so far, and KL of each next token, by position."""
+    """Draw the reward of the text so far, and the KL of each next token, by position."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -262,14 +262,14 @@ def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndar
 
 
 def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
-    """Draw a mean with two standard errors, from values [x, draws]."""
+    """Draw a mean with a band of two standard errors, from values [x, draws]."""
     mean, se = values.mean(-1), values.std(-1) / np.sqrt(values.shape[-1])
     axes.plot(x, mean, color=color, label=name, marker="o" if len(x) < 12 else None, markersize=3)
     axes.fill_between(x, mean - 2 * se, mean + 2 * se, color=color, alpha=0.2, linewidth=0)
 
 
 def length_figure(samples: TextSamples) -> "Figure":
-    """Draw the reward of completions against their length in tokens, of the fit and of its reference."""
+    """Draw the reward of completions against their length in tokens, for the fit and its reference."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")

@@ -1,4 +1,4 @@
-"""`train_small_lm` and `train_small_classifier`: models that two cores train in about a minute, and that are cached."""
+"""`train_small_lm` and `train_small_classifier`: models that two cores train in about a minute; they are cached."""
 
 import hashlib
 import json
@@ -43,12 +43,12 @@ from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import is_count
 
 _ROOM = 32
-"""Further tokens that a model can stand, beyond the longest that it was trained on."""
+"""Extra context length, beyond the longest training text."""
 
 
 @checked(LanguageModelError)
 def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) -> dict[str, Any]:
-    """Give the options of `fit` that the ready problems of language models share.
+    """Return the options of `fit` that the ready problems with language models share.
 
     Example:
         >>> fit_options(rank=4, num_particles=8, num_steps=100)["guide"].rank
@@ -62,7 +62,7 @@ def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) ->
 
 
 def check_counts(**counts: Any) -> None:
-    """Refuse options of a ready problem that are not counts, before anything is trained."""
+    """Refuse options of a ready problem that are not counts, before training anything."""
     for name, value in counts.items():
         if not is_count(value, least=1):
             raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")
@@ -82,19 +82,19 @@ def train_small_classifier(
     learning_rate: Positive = 2e-3,
     batch_size: Count = 64,
 ) -> Pretrained:
-    """Train a small BERT to tell labels of texts, for `rewards.classifier`; what was trained before is loaded.
+    """Train a small BERT to classify texts, for `rewards.classifier`, or load it from the cache.
 
     Args:
-        key: of the start and of the mini-batches; consumed whole.
+        key: for the start and the mini-batches; consumed whole.
         name: of the model in the cache folder.
         texts: to learn from.
-        labels: the class of each.
-        tokenizer: of the model; where it is the policy's, the reward is part of the compiled step.
+        labels: the class of each text.
+        tokenizer: of the model; if it is the policy's too, the reward is part of the compiled step.
         num_steps: gradient steps.
         width: of the model.
         depth: number of blocks.
-        learning_rate: the highest.
-        batch_size: texts in each step.
+        learning_rate: the highest rate.
+        batch_size: texts per step.
 
     Raises:
         LanguageModelError: as `classification`.
@@ -135,7 +135,7 @@ def _trained(
     options: tuple[int, float, int],
     begin: Callable[[PRNGKey], Callable[..., Any]],
 ) -> Pretrained:
-    """Train what `begin` gives, a program with its model at random; or load what was trained from the same before."""
+    """Train the program of `begin`, whose model is random, or load the result of the same training from the cache."""
     num_steps, learning_rate, _ = options
     spec = {
         "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
@@ -153,7 +153,7 @@ def _trained(
 
 
 def random_model[Model: Transformer](key: PRNGKey, kind: type[Model], shape: Config) -> Model:
-    """Make a model with random weights by one compiled program."""
+    """Make a model with random weights, by one compiled program."""
     check_model_room(shape)
     arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.init, key, shape), _is_shape)
     treedef = jax.tree.structure(arrays)
@@ -201,23 +201,23 @@ def train_small_lm(
     learning_rate: Positive = 3e-3,
     batch_size: Count = 64,
 ) -> Pretrained:
-    """Train a small GPT-2 on a text, or on prompts with answers; what was trained before is loaded.
+    """Train a small GPT-2 on a text, or on prompts with answers, or load it from the cache.
 
-    Adam with a short warm-up and a cosine decay, gradients clipped at norm 1.
+    Uses Adam with a short warm-up and a cosine decay, and clips gradients at norm 1.
 
     Args:
-        key: of the start and of the mini-batches; consumed whole.
+        key: for the start and the mini-batches; consumed whole.
         name: of the model in the cache folder.
         data: a text, or records with the text under `prompt` and the answer under `answer`.
         tokenizer: of the model.
         num_steps: gradient steps.
         answer: the name of that field.
-        room_for: further prompts that the context must have room for.
+        room_for: further prompts that must fit into the context.
         length: tokens of each piece of a text.
         width: of the model.
         depth: number of blocks.
-        learning_rate: the highest.
-        batch_size: pieces, or records, in each step.
+        learning_rate: the highest rate.
+        batch_size: pieces, or records, per step.
 
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
@@ -249,12 +249,12 @@ def train_small_lm(
 
 @checked(LanguageModelError)
 def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
-    """Give a model that was trained before from the same things, or train it now and keep it.
+    """Load a model that was trained from the same `spec`, or train it now and store it.
 
     Args:
-        name: of the model; part of the name of its folder, less what a name of a file cannot have.
+        name: of the model; part of its folder's name, without characters that a file name cannot have.
         spec: everything that the model depends on: options, and fingerprints of the data.
-        train: trains it; called where it is not there yet.
+        train: trains the model; called if the cache does not have it.
 
     Example:
         >>> import jax
@@ -276,7 +276,7 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
         try:
             return load_pretrained(folder)
         except LanguageModelError:
-            shutil.rmtree(folder, ignore_errors=True)  # what was damaged is made anew
+            shutil.rmtree(folder, ignore_errors=True)  # damaged: train again
     with activity(f"training {name}, once on this machine"):
         trained = train()
     try:
@@ -290,4 +290,4 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
                 staged.rename(folder)
         return load_pretrained(folder)
     except (OSError, LanguageModelError):
-        return trained  # a cache that cannot be written costs time, nothing else
+        return trained  # without a writable cache, only the next training costs time
