@@ -22,7 +22,7 @@ GROUP = 8
 
 MOST_ROWS = 128
 _NUMBERS_AT_ONCE = 2**26
-"""Bounds the completions written at once: fewer for a large model."""
+"""Bounds the numbers that writing takes at once, so that a large model writes fewer completions together."""
 
 _WIDTHS = 8
 """Prompts are padded to a multiple of this many tokens, so that prompts of similar length share a program."""

@@ -1,4 +1,4 @@
-"""The distribution of a language model over what it writes after a prompt."""
+"""The distribution of a language model over completions of a prompt."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import are_integers
 
 _MOST_VALUES = 2**20
-"""Distributions over more sentences than these have no support that could be listed."""
+"""A distribution over more sentences than this counts as one without a finite support."""
 
 _PROMPT_IS_SHORT = 4
 """A prompt is short if there are at least this many times as many new tokens."""
@@ -30,17 +30,17 @@ _PROMPT_IS_SHORT = 4
 _IMPOSSIBLE = -jnp.inf
 
 type EosTokens = CountOrZero | tuple[CountOrZero, ...] | None
-"""The token that ends a text, or several, or None where no token does."""
+"""The token that ends a text, or several, or None if no token does."""
 
 
 def is_eos(tokens: Any, eos: EosTokens) -> Any:
-    """Mark the tokens that end a text, of NumPy's arrays or JAX's."""
+    """Mark the tokens that end a text, in a NumPy or JAX array."""
     marks = [tokens == one for one in ((eos,) if isinstance(eos, int) else eos or ())]
     return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
 
 
 def text_mask(tokens: Any, eos: EosTokens) -> Any:
-    """Tell which tokens [..., T] belong to a text, the first that ends it included, of NumPy's arrays or JAX's."""
+    """Mark the tokens [..., T] that belong to a text, up to and including its first end, in a NumPy or JAX array."""
     marks = is_eos(tokens, eos).astype(int)
     return marks.cumsum(-1) == marks
 
@@ -70,7 +70,7 @@ class TokenSequences(Sequence[Any]):
         return self.__array__()[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """List the sentences, [sentences, length], the last token running fastest."""
+        """List the sentences, [sentences, length]; the last token varies fastest."""
         tokens = np.arange(self.vocabulary)
         open_rows = np.zeros((1, 0), int)
         closed = []
@@ -100,25 +100,25 @@ _IS_PROMPT = Requirement(
     ),
 )
 class CausalLMDistribution(dist.Distribution):
-    """What a language model writes after a prompt: a distribution over sequences of tokens.
+    """A language model's completions of a prompt: a distribution over sequences of tokens.
 
-    log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], the sum going up to and including the
-    token that ends the text; `pad` follows it and counts nothing. Truncation to the `top_k` likeliest tokens, or to
+    log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], where the sum goes up to and including the
+    token that ends the text; `pad` follows it and does not count. Truncation to the `top_k` likeliest tokens, or to
     the likeliest that together have probability `top_p`, or to those of at least `min_p` times the probability of the
-    likeliest, belongs to the distribution: what is drawn is what is scored.
+    likeliest, is part of the distribution: drawing and scoring use the same truncation.
 
     Args:
         model: a causal language model.
         prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
-        mask: True for tokens that are not padding, [*batch, P]; None where no token is.
+        mask: True for tokens that are not padding, [*batch, P]; None if there is no padding.
         num_steps: largest number of new tokens T.
-        eos: the token that ends the text, several of which any does, or None where all T tokens are written.
-        pad: the token that stands for nothing; by default `eos`, the first of several, or 0.
+        eos: the token that ends the text, or several that do, or None to always write T tokens.
+        pad: the token after the end; by default `eos`, the first of several, or 0.
         temperature: divides the logits; above 0.
         top_k: how many tokens may follow, or None for all.
         top_p: probability of the tokens that may follow, in (0, 1].
         min_p: least probability of a token that may follow, as a share of that of the likeliest, in [0, 1].
-        support_model: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
+        support_model: the model whose truncation counts, if it is not `model` itself. A fitted policy keeps to
             the tokens of its reference, so that the KL is finite.
 
     Raises:
@@ -188,13 +188,13 @@ class CausalLMDistribution(dist.Distribution):
 
     @property
     def scoring_size(self) -> int:
-        """How many numbers it takes to score one sentence, roughly."""
+        """Roughly how many numbers it takes to score one sentence."""
         config, tokens = self.model.config, self.prompt.shape[-1] + self.num_steps
         return tokens * 16 * int(config.width) + self.num_steps * int(config.vocab_size)
 
     @property
     def finite_values(self) -> TokenSequences | None:
-        """All sentences, where they are few enough to be listed."""
+        """All sentences, if they are few enough to list; else None."""
         every = TokenSequences(self.model.config.vocab_size, self.num_steps, self.eos, self.pad)
         small = self.num_steps * math.log(max(every.vocabulary, 2)) < math.log(_MOST_VALUES) + 1
         return every if small and len(every) <= _MOST_VALUES else None
@@ -212,7 +212,7 @@ class CausalLMDistribution(dist.Distribution):
         return self.log_prob_by_step(value).sum(-1)
 
     def log_prob_by_step(self, value: Any) -> Array:
-        """Score sentences token by token, [..., *batch, T]: nats, 0 behind the end of the text."""
+        """Score sentences token by token, [..., *batch, T]: nats, 0 after the end of the text."""
         value = jnp.asarray(value)
 
         def score(prompt: Array, mask: Array, tokens: Array) -> Array:
@@ -225,7 +225,7 @@ class CausalLMDistribution(dist.Distribution):
         return self._map_texts(score, value)
 
     def next_token_log_probs(self, value: Any) -> Array:
-        """Give the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
+        """Return the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
 
         def score(prompt: Array, mask: Array, tokens: Array) -> Array:
             return jax.nn.log_softmax(self._all_logits(prompt, mask, tokens), axis=-1)
@@ -233,13 +233,13 @@ class CausalLMDistribution(dist.Distribution):
         return self._map_texts(score, jnp.asarray(value))
 
     def kl_by_step(self, other: "CausalLMDistribution", value: Any) -> Array:
-        """Give KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
+        """Return KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
 
-        Averaged over sentences drawn from this distribution, its sum over steps is KL(self‖other) of whole texts, with
-        far less noise than log-ratios of what was drawn have (Amini, Vieira & Cotterell 2025, equation 9).
+        Its sum over steps, averaged over sentences drawn from this distribution, is KL(self‖other) of whole texts, with
+        far less noise than log-ratios of the drawn tokens (Amini, Vieira & Cotterell 2025, equation 9).
 
         Returns:
-            [..., *batch, T], nats; 0 behind the end of the text.
+            [..., *batch, T], nats; 0 after the end of the text.
         """
         ours, theirs = self.next_token_log_probs(value), other.next_token_log_probs(value)
         possible = ours > -jnp.inf
@@ -272,9 +272,9 @@ class CausalLMDistribution(dist.Distribution):
         return jnp.concatenate([first[None], rest])
 
     def _all_logits(self, prompt: Array, mask: Array, tokens: Array) -> Array:
-        """Give what every token is drawn from, [T, V].
+        """Return the logits that every token is drawn from, [T, V].
 
-        A long prompt is read once, however many sentences follow it; a short one is read along with each of them.
+        A long prompt is read once for all sentences that follow it; a short one is read again with each sentence.
         """
         length = prompt.shape[0]
         if _PROMPT_IS_SHORT * length <= self.num_steps:
@@ -303,7 +303,7 @@ class CausalLMDistribution(dist.Distribution):
         return [hidden for hidden, _ in read], [cache for _, cache in read]
 
     def _logits(self, hidden: list[Array]) -> Array:
-        """Give logits at the temperature, −inf for tokens that the truncation leaves out."""
+        """Return the logits at the temperature, with −inf for tokens outside the truncation."""
         logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
         if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
             return logits[0]
@@ -327,12 +327,12 @@ class CausalLMDistribution(dist.Distribution):
 
 
 def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
-    """Mark the tokens that a truncation lets follow, [..., V]; the likeliest always may.
+    """Mark the tokens that a truncation keeps, [..., V]; it always keeps the likeliest.
 
     Args:
-        logits: at the temperature that tokens are drawn at, [..., V].
-        top_k: how many tokens may follow; ties are let in.
-        top_p: the least probability that the tokens which may follow have together.
+        logits: at the temperature of sampling, [..., V].
+        top_k: how many tokens to keep; ties are kept too.
+        top_p: the least total probability of the kept tokens.
         min_p: the least probability of each, as a share of that of the likeliest.
     """
     fine = jnp.ones(logits.shape, bool)

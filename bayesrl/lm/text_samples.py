@@ -1,4 +1,4 @@
-"""`TextSamples`: what a fitted language model writes, scored token by token beside what its reference writes."""
+"""`TextSamples`: completions of a fitted language model and of its reference, scored token by token."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class ModelSamples(NamedTuple):
 
     Attributes:
         tokens: [samples, prompts, T].
-        mask: which of them count, [samples, prompts, T].
+        mask: which tokens count, [samples, prompts, T].
         reward: the sum of all rewards, reward units, [samples, prompts].
         metrics: by name, [samples, prompts].
         log_q: of each token under the fitted model, nats, [samples, prompts, T].
@@ -42,17 +42,17 @@ class ModelSamples(NamedTuple):
 
     @property
     def log_ratio(self) -> np.ndarray:
-        """How much likelier the fit made each token, log q/π₀ in nats; 0 behind the end of a text."""
+        """How much likelier the fit made each token, log q/π₀ in nats; 0 after the end of a text."""
         return np.where(self.mask, self.log_q - self.log_prior, 0.0)
 
 
 class TextSamples(NamedTuple):
-    """What a fit and its reference write for the same prompts.
+    """Completions of a fit and of its reference for the same prompts.
 
     Attributes:
-        prompts: that were answered.
-        fitted: by the fit.
-        prior: by the reference.
+        prompts: the prompts.
+        fitted: completions of the fit.
+        prior: completions of the reference.
     """
 
     prompts: Prompts
@@ -60,7 +60,7 @@ class TextSamples(NamedTuple):
     prior: ModelSamples
 
     def of(self, chosen: slice) -> "TextSamples":
-        """Take what was written for some of the prompts."""
+        """Take the completions of some of the prompts."""
         fitted, prior = (jax.tree.map(lambda x: x[:, chosen], written) for written in (self.fitted, self.prior))
         return TextSamples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
 
@@ -71,13 +71,13 @@ def sample_texts(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts
 
     Args:
         key: consumed whole.
-        posterior: of a program made by `policy`; one temperature, the best restart is taken.
-        num_samples: completions of each prompt.
-        prompts: others than those fitted, or None.
+        posterior: of a program made by `policy`, at one temperature; its best restart answers.
+        num_samples: completions per prompt.
+        prompts: prompts other than those of the fit, or None.
 
     Raises:
-        LanguageModelError: the posterior is of another kind; no sample was asked for.
-        PolicyError: it holds several temperatures.
+        LanguageModelError: the posterior is of another kind; `num_samples` is 0.
+        PolicyError: it has several temperatures.
 
     Example:
         >>> import jax, jax.numpy as jnp, bayesrl
@@ -107,14 +107,14 @@ def estimate_kl(
 ) -> Estimate:
     """Estimate KL(q‖π₀) of whole completions, or of each position, with sums over the vocabulary.
 
-    KL = Σ_t E_q[Σ_v q(v|x_<t)·log q(v|x_<t)/π₀(v|x_<t)]: the mean over samples of a sum that knows every next token,
-    and so less noisy than log-ratios of the drawn tokens. For reports; `ReverseKL` says why not for gradients.
+    KL = Σ_t E_q[Σ_v q(v|x_<t)·log q(v|x_<t)/π₀(v|x_<t)]: the mean over samples of a sum over every next token, which
+    is less noisy than log-ratios of the drawn tokens. For reports, not for gradients: see `ReverseKL`.
 
     Args:
         key: consumed whole.
         posterior: of a program made by `policy`.
-        num_samples: completions of each prompt, at least 2.
-        prompts: others than those fitted, or None.
+        num_samples: completions per prompt, at least 2.
+        prompts: prompts other than those of the fit, or None.
         by_position: whether to estimate the KL of each position, [T], rather than that of the whole completion.
 
     Returns:
@@ -151,7 +151,7 @@ def estimate_mean(values: np.ndarray) -> Estimate:
 def prefix_rewards(
     policy: PromptedPolicy, prompts: Prompts, samples: ModelSamples, positions: np.ndarray
 ) -> np.ndarray:
-    """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
+    """Return the reward of the text up to some positions, [positions, samples, prompts]."""
     steps = np.arange(samples.tokens.shape[-1])
     masks = np.stack([samples.mask & (steps <= position) for position in positions])
     index = np.broadcast_to(np.arange(len(prompts)), masks.shape[:-1])
@@ -170,7 +170,7 @@ def _prompt_index(prompts: Prompts, num_samples: int) -> np.ndarray:
 def _sample(
     key: PRNGKey, guide: ModelGuide, params: Params, prompts: Prompts, num_samples: int, *, by_fit: bool
 ) -> ModelSamples:
-    """Write completions, and score them and give them their rewards."""
+    """Write completions, score them and compute their rewards."""
     policy, index = guide.policy, _prompt_index(prompts, num_samples)
     texts = generate(key, guide, params, prompts, index, by_fit=by_fit)
     rewarded = reward_texts(policy, prompts, index, texts.tokens)
@@ -179,7 +179,7 @@ def _sample(
 
 
 def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
-    """Give the policy, the guide and its parameters, of the best restart."""
+    """Return the policy, the guide and its parameters, of the best restart."""
     one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     programs, params = one.unbatched()
     if not isinstance(programs.guide, ModelGuide):

@@ -1,4 +1,4 @@
-"""Rewards for what a language model writes."""
+"""Rewards for the completions of a language model."""
 
 from bayesrl.lm.rewards.base import Reward, length, token_reward
 from bayesrl.lm.rewards.classifiers import classifier, sklearn_pipeline

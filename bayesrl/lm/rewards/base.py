@@ -1,4 +1,4 @@
-"""`Reward`: a number for what a language model wrote; sums of them, and functions of tokens."""
+"""`Reward`: a number for each completion; sums of rewards, and functions of tokens."""
 
 import abc
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from bayesrl.value_checks import is_real
 
 
 class Reward(abc.ABC):
-    """A number for each completion, in reward units: what a policy is tilted by, or a metric.
+    """A number for each completion: a reward that tilts the policy, in reward units, or a metric.
 
     Rewards add up and may be multiplied by numbers: `0.7 * right + 0.1 * short`.
 
@@ -27,18 +27,18 @@ class Reward(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, completions: Completions) -> Array:
-        """Give one number for each completion, [...], inside of compiled code."""
+        """Return one number for each completion, [...], inside compiled code."""
 
     @property
     def separate(self) -> bool:
-        """Whether it is known that a completion's number does not depend on the other completions of a call."""
+        """Whether a completion's number is known not to depend on the other completions of the call."""
         return False
 
     def __add__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum(((1.0, self), (1.0, other)))
 
     def __radd__(self, nothing: int) -> "Reward":
-        """Let `sum` add rewards up, which begins at 0."""
+        """Let `sum`, which begins at 0, add up rewards."""
         return self if nothing == 0 else NotImplemented
 
     def __sub__(self, other: "Reward") -> "WeightedSum":
@@ -53,7 +53,7 @@ class Reward(abc.ABC):
         return WeightedSum(((-1.0, self),))
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
-        """Let go of what the reward holds, such as worker processes; it can be used again."""
+        """Release resources such as worker processes; the reward can be used again."""
 
 
 @checked(LanguageModelError)
@@ -62,7 +62,7 @@ class WeightedSum(Reward):
     """Σ_k weight_k · reward_k.
 
     Args:
-        parts: pairs of weight and reward.
+        parts: pairs (weight, reward).
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,7 +88,7 @@ class WeightedSum(Reward):
         object.__setattr__(self, "parts", tuple(flat))
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the sum, [...]."""
+        """Return the sum, [...]."""
         total = jnp.zeros(completions.index.shape)
         for weight, part in self.parts:
             total = total + weight * part(completions)
@@ -96,7 +96,7 @@ class WeightedSum(Reward):
 
     @property
     def separate(self) -> bool:
-        """Whether every part is; see `Reward.separate`."""
+        """Whether every part is separate; see `Reward.separate`."""
         return all(part.separate for _, part in self.parts)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class TokenReward(Reward):
     separate = True
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the function's value for each completion, [...]."""
+        """Return the function's value for each completion, [...]."""
         shape = completions.index.shape
         tokens = completions.tokens.reshape(-1, completions.tokens.shape[-1])
         mask = completions.mask.reshape(tokens.shape)
@@ -136,14 +136,14 @@ class TokenReward(Reward):
 
 @checked(LanguageModelError)
 def token_reward(fn: Callable[[Any, Any], Any]) -> TokenReward:
-    """Make a reward of a JAX function of the tokens: generating, scoring and updating are then one compiled step.
+    """Make a reward from a JAX function of the tokens, so that generation, scoring and update are one compiled step.
 
     Args:
-        fn: from (tokens, mask), both [T], to one number; `mask` tells which tokens count: those up to and including
+        fn: maps (tokens, mask), both [T], to one number; `mask` shows which tokens count: those up to and including
             the end of the text.
 
     Raises:
-        LanguageModelError: it is not callable; on use, where it returns no single number.
+        LanguageModelError: it is not callable; on use, if it does not return a single number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,7 +155,7 @@ def token_reward(fn: Callable[[Any, Any], Any]) -> TokenReward:
 
 
 def length() -> TokenReward:
-    """Give the length of a completion in tokens, its end included: a metric, or a price with a negative weight.
+    """Return the length of a completion in tokens, its end included: a metric, or with a negative weight a cost.
 
     Example:
         >>> price = -0.01 * length()

@@ -1,4 +1,4 @@
-"""Rewards by a classifier: a BERT, in the compiled step; or a pipeline of scikit-learn, on the host."""
+"""Rewards from a classifier: a BERT in the compiled step, or a scikit-learn pipeline on the host."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
 from bayesrl.value_checks import is_count
 
 _SHORTEST, _RATIO = 32, 4
-"""Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""
+"""Texts are padded to one of a few lengths, each of which is compiled: the shortest, and multiples by this ratio."""
 
 
 type Scale = Literal["log_prob", "probability", "logit"]
@@ -31,7 +31,7 @@ type Scale = Literal["log_prob", "probability", "logit"]
 
 @dataclass(frozen=True, eq=False)
 class ClassifierReward(Reward):
-    """How a BERT classifies completions; see `classifier`."""
+    """The score of a BERT classifier; see `classifier`."""
 
     model: BertClassifier
     tokenizer: Tokenizer
@@ -41,7 +41,7 @@ class ClassifierReward(Reward):
     separate = True
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the score of the label for each completion, [...]."""
+        """Return the score of the label for each completion, [...]."""
         theirs = require_tokenizer(completions.examples, "classifier")
         shape = completions.index.shape
         if theirs.digest == self.tokenizer.digest:
@@ -69,7 +69,7 @@ class ClassifierReward(Reward):
     # ---- the tokens of the classifier ---------------------------------------------------------
 
     def _classifier_tokens(self, completions: Completions) -> tuple[Array, Array]:
-        """Give the tokens as they were written, without special ones, between those that the classifier wants."""
+        """Return the policy's tokens without special ones, between the special tokens of the classifier."""
         tokens, mask = completions.tokens, completions.mask
         if self.with_prompt:
             tokens = jnp.concatenate([completions.prompt, tokens], -1)
@@ -100,7 +100,7 @@ class ClassifierReward(Reward):
     def _reencode(
         self, completions: Completions, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Give the text in the classifier's tokens, padded on the right to the most that it can read."""
+        """Encode the text in the classifier's tokens, padded on the right to the most that it can read."""
         examples, width = completions.examples, self.model.config.max_length
         texts = decode_completions(examples, tokens, mask)
         if self.with_prompt:
@@ -130,23 +130,23 @@ class ClassifierReward(Reward):
 def classifier(
     pretrained: Pretrained, label: int | str, *, scale: Scale = "log_prob", with_prompt: bool = False
 ) -> ClassifierReward:
-    """Make a reward of how a BERT classifies what was written, such as log P(positive | text).
+    """Make a reward from a BERT's classification of the text, such as log P(positive | text).
 
-    Where the policy's tokenizer is that of the classifier, it reads the very tokens that were written, special ones
-    excepted. Otherwise the text is decoded and coded anew on the host. In both cases the model itself runs inside of
-    the compiled step, and gives a constant: no gradient flows through it. Texts that are too long lose their end, or,
-    with the prompt, their beginning.
+    If policy and classifier have the same tokenizer, the classifier reads the policy's own tokens, except special ones.
+    Otherwise the host decodes the text and encodes it again. In both cases the model itself runs inside the compiled
+    step, and its result is a constant: no gradient flows through it. Texts that are too long lose their end or, with
+    the prompt, their beginning.
 
     Args:
-        pretrained: what `load_pretrained` gave: a `BertClassifier` with its tokenizer.
-        label: the class, by its place or by its name in config.json.
-        scale: "log_prob", nats; "probability", in [0, 1]; or "logit", before the softmax. Where several labels may
-            hold at once (`problem_type` in config.json), the probability of each is the logistic function of its logit.
-        with_prompt: whether it reads the prompt too, directly before what was written.
+        pretrained: the result of `load_pretrained`: a `BertClassifier` with its tokenizer.
+        label: the class, by its index or by its name in config.json.
+        scale: "log_prob", nats; "probability", in [0, 1]; or "logit", before the softmax. If several labels can hold
+            at once (`problem_type` in config.json), the probability of each is the logistic function of its logit.
+        with_prompt: whether the classifier reads the prompt too, directly before the completion.
 
     Raises:
         LanguageModelError: the model is not a classifier, has no tokenizer, or has no such label; the scale is unknown,
-            or asks for a probability that the model does not give.
+            or needs a probability that the model does not have.
 
     Example:
         >>> import jax, tempfile
@@ -191,7 +191,7 @@ def _label_index(label: Any, labels: tuple[Any, ...]) -> int:
 
 
 def _scores(model: BertClassifier, tokens: Array, mask: Array) -> Array:
-    """Give logits [n, labels] of texts [n, length]."""
+    """Return the logits [n, labels] of texts [n, length]."""
     arrays, rest = eqx.partition(model, eqx.is_array)
     frozen = eqx.combine(lax.stop_gradient(arrays), rest)
     return jax.vmap(frozen)(tokens, mask)
@@ -200,8 +200,8 @@ def _scores(model: BertClassifier, tokens: Array, mask: Array) -> Array:
 def _bucketed(rest: Any) -> Any:
     """Make a function from (arrays of the model, tokens [n, longest], mask) to logits [n, labels].
 
-    It runs at the least of few lengths that holds every text. Under vmap the batch's texts are taken together, since
-    a choice that differs within a batch would run every alternative.
+    It runs at the least of a few lengths that fits every text. Under vmap it joins the texts of the batch, because a
+    choice that differs within the batch would run every alternative.
     """
 
     @jax.custom_batching.custom_vmap
@@ -247,7 +247,7 @@ def _lengths(longest: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """What a pipeline says of texts, [texts]."""
+    """The scores of a pipeline for texts, [texts]."""
 
     pipeline: Any
     place: int | None
@@ -258,7 +258,7 @@ class _Pipeline:
             return list(np.asarray(self.pipeline.predict(texts)))
         if self.scale == "logit":
             margin = np.asarray(self.pipeline.decision_function(texts))
-            # Of two classes, scikit-learn tells the margin of the second alone.
+            # For two classes, scikit-learn returns only the margin of the second.
             chosen = margin[:, self.place] if margin.ndim == 2 else margin * (1 if self.place == 1 else -1)
             return list(chosen)
         chance = np.asarray(self.pipeline.predict_proba(texts))[:, self.place]
@@ -270,15 +270,15 @@ class _Pipeline:
 
 @checked(LanguageModelError)
 def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_prob") -> TextReward:
-    """Make a reward of a fitted scikit-learn pipeline that reads raw texts.
+    """Make a reward from a fitted scikit-learn pipeline that reads raw texts.
 
     Args:
-        pipeline: fitted, such as `make_pipeline(TfidfVectorizer(), LogisticRegression())`; or a regressor.
+        pipeline: a fitted one, such as `make_pipeline(TfidfVectorizer(), LogisticRegression())`; or a regressor.
         label: the class, as in its `classes_`; None for a regressor, whose prediction is the reward.
         scale: "log_prob", nats, or "probability", by `predict_proba`; "logit" is `decision_function`.
 
     Raises:
-        LanguageModelError: it is not fitted, has no such class, or cannot give that scale.
+        LanguageModelError: it is not fitted, has no such class, or does not have that scale.
 
     Example:
         >>> from sklearn.feature_extraction.text import CountVectorizer

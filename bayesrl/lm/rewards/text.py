@@ -1,4 +1,4 @@
-"""Rewards that read text: ordinary Python, run on the host."""
+"""Rewards that read text: ordinary Python on the host."""
 
 import functools
 import inspect
@@ -51,7 +51,7 @@ class TextReward(Reward):
         object.__setattr__(self, "_failures", [0])
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the function's value for each completion, [...]."""
+        """Return the function's value for each completion, [...]."""
         examples = completions.examples
         require_tokenizer(examples, self.name)
 
@@ -63,11 +63,11 @@ class TextReward(Reward):
 
     @property
     def separate(self) -> bool:
-        """It is, unless the function sees many texts at once; see `Reward.separate`."""
+        """Whether texts are scored one by one, and not in batches; see `Reward.separate`."""
         return not self.batched
 
     def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as of `scores`."""
+        """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as in `scores`."""
         texts = decode_completions(examples, tokens, mask, special=self.special)
         return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
 
@@ -75,12 +75,12 @@ class TextReward(Reward):
         """Score texts, on the host.
 
         Args:
-            index: of the example that each text belongs to, [texts].
-            texts: what was written.
+            index: number of the example of each text, [texts].
+            texts: the completions.
             examples: the records behind the prompts.
 
         Returns:
-            [texts], float32; what is the same is scored once.
+            [texts], float32; equal texts are scored once.
         """
         pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
@@ -98,7 +98,7 @@ class TextReward(Reward):
 
     @property
     def num_failures(self) -> int:
-        """How many texts were scored by `on_error`."""
+        """How many texts got the score `on_error`."""
         return self._failures[0]  # type: ignore[attr-defined]
 
     # ---- calls and their answers -------------------------------------------------------------
@@ -131,8 +131,8 @@ class TextReward(Reward):
             return failure
 
     def _handle_failure(self, failure: Failure, part: list[tuple[int, str]]) -> None:
-        """Raise an error, or count."""
-        if failure.error == LanguageModelError.__name__:  # ours tell what to do already
+        """Raise an error, or count the failure."""
+        if failure.error == LanguageModelError.__name__:  # the library's own errors already name the remedy
             raise LanguageModelError(failure.said) from None
         what = f"reward {self.name!r} {failure.what}, on {_describe([text for _, text in part])}"
         if self.on_error == "stop":
@@ -165,7 +165,7 @@ class TextReward(Reward):
         return [self._check_value(value, text) for value, text in zip(given, texts, strict=True)]
 
     def _check_value(self, value: Any, text: str) -> float:
-        """Check what a function returned; −∞ forbids a text, and may be."""
+        """Check a function's result; −∞ is allowed, and forbids a text."""
         number = value if type(value) is float else _as_float(value)
         if number is not None and (abs(number) <= _MAX_FLOAT32 or number == -math.inf):
             return number
@@ -187,29 +187,29 @@ def text_reward(
     special: bool = False,
     name: str | None = None,
 ) -> TextReward:
-    """Make a reward of a Python function of the text.
+    """Make a reward from a Python function of the text.
 
-    The function runs on the host, in the middle of a compiled step. The same text (of the same prompt, where the
-    function sees examples) is scored once in a batch, so it must be a function in the mathematical sense.
-    It must not call JAX, which may lock up on a CPU with few cores, unless num_workers=1 gives it a process of its own.
+    The function runs on the host, in the middle of a compiled step. A batch scores equal texts (of the same prompt, if
+    the function sees examples) only once, so the function must be deterministic. It must not call JAX, which can
+    deadlock on a CPU with few cores, unless num_workers=1 gives it its own process.
 
     Args:
         fn: `fn(text)` or `fn(text, example)`, where the example is the record of the prompt: a mapping with `prompt`
-            and whatever else was given. A second argument with a default is no example unless it is named `example`.
-        num_workers: processes that call the function; 0 calls it in this process. It must then be importable: defined
-            at the top level of a module. A script that starts workers needs `if __name__ == "__main__":`.
-        time_limit: seconds for each text (for each call where `batched`). At least one worker process is used, and
-            killed where the function takes longer, even if it hangs.
-        on_error: "stop", or the number that scores texts on which the function raises, takes too long or ends its
-            process. A warning is logged once; `num_failures` counts.
+            and its other fields. A second argument with a default is an example only if it is named `example`.
+        num_workers: processes that call the function; 0 calls it in this process. With workers, it must be importable:
+            defined at the top level of a module. A script that starts workers needs `if __name__ == "__main__":`.
+        time_limit: seconds per text (per call if `batched`). It needs at least one worker process, which is killed
+            when the function takes longer, even if it hangs.
+        on_error: "stop", or the score of texts for which the function raises, takes too long or ends its process.
+            It logs one warning, and `num_failures` counts.
         batched: the function takes lists, `fn(texts)` or `fn(texts, examples)`, and returns as many numbers.
-        special: whether special tokens, such as the end or marks of thought, stand in the text; padding never does.
-        name: for messages; by default that of the function.
+        special: whether the text has special tokens, such as its end or marks of thought; it never has padding.
+        name: for messages; by default the function's own.
 
     Raises:
-        LanguageModelError: an option cannot be used, or the function takes other arguments. On use, naming the text:
-            the function raised, took too long, or returned something else than a number below infinity. Compiled code
-            raises jax.errors.JaxRuntimeError with the same message where it is called outside of the library.
+        LanguageModelError: an option is invalid, or the function takes other arguments. On use, naming the text:
+            the function raised, took too long, or did not return a number below infinity. Compiled code that you call
+            outside the library raises jax.errors.JaxRuntimeError with the same message.
 
     Example:
         >>> right = text_reward(lambda text, example: text == example["answer"])
@@ -231,7 +231,7 @@ def text_reward(
 
 @checked(LanguageModelError)
 def as_reward(reward: Any) -> Reward:
-    """Take a reward as it is, and a function as one of the text.
+    """Return a reward as it is, and turn a function into a reward of the text.
 
     Example:
         >>> as_reward(len).name
@@ -254,7 +254,7 @@ def decode_completions(
     *,
     special: bool = False,
 ) -> list[str]:
-    """Decode completions [..., T] , those that the mask counts, in order; special tokens are left out or not."""
+    """Decode the tokens of completions [..., T] that the mask counts, with or without special tokens."""
     tokens, mask = np.asarray(tokens), np.asarray(mask)
     if tokens.shape != mask.shape:
         raise LanguageModelError(
@@ -268,7 +268,7 @@ def decode_completions(
 
 
 def require_tokenizer(examples: Examples, name: str) -> Any:
-    """Give the tokenizer that decodes completions."""
+    """Return the tokenizer that decodes completions, or raise."""
     if examples.tokenizer is None:
         raise LanguageModelError(
             f"reward {name!r} reads text, and the prompts were given as tokens; pass a tokenizer and texts, or use "
@@ -278,12 +278,12 @@ def require_tokenizer(examples: Examples, name: str) -> Any:
 
 
 def _wants_example(fn: Callable[..., Any], name: str, batched: bool) -> bool:
-    """Tell by its signature whether a function takes the example too."""
+    """Whether a function's signature takes the example too."""
     if inspect.iscoroutinefunction(fn):
         raise LanguageModelError(f"reward {name!r} is a coroutine; pass an ordinary function (asyncio.run inside it)")
     try:
         signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # some functions written in C tell nothing
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     places = [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
@@ -307,7 +307,7 @@ def _name_of(fn: Any) -> str:
 
 
 def _as_float(value: Any) -> float | None:
-    """Read a real number, Python's, NumPy's or JAX's; None where it is something else."""
+    """Read a real number of Python, NumPy or JAX; None for anything else."""
     if not isinstance(value, bool | int | float | np.bool_ | np.number | np.ndarray | Array) or np.shape(value) != ():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Rewards that check a text against what is known of its prompt: 1 where it is right, else 0."""
+"""Rewards that check a text against its prompt's record: 1 if it is right, else 0."""
 
 import math
 import re
@@ -46,12 +46,12 @@ def _ends_with_number(text: str, example: Example, *, field: str, tolerance: flo
 
 @checked(LanguageModelError)
 def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool = False) -> TextReward:
-    """Make a reward of 1 where the text equals a field of its example, else 0.
+    """Make a reward of 1 if the text equals a field of its example, else 0.
 
     Args:
-        field: of the record of the prompt; a text, or a number that is read as it prints.
-        strip: whether blanks around both do not count.
-        ignore_case: whether capitals equal small letters.
+        field: of the prompt's record; a text, or a number, which is compared as it prints.
+        strip: whether to ignore blanks around both.
+        ignore_case: whether to ignore case.
 
     Raises:
         LanguageModelError: on use: an example has no such field.
@@ -65,11 +65,11 @@ def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool 
 
 @checked(LanguageModelError)
 def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
-    """Make a reward of 1 where the text contains a field of its example, else 0.
+    """Make a reward of 1 if the text contains a field of its example, else 0.
 
     Args:
-        field: of the record of the prompt; a text, or a number that is read as it prints.
-        ignore_case: whether capitals equal small letters.
+        field: of the prompt's record; a text, or a number, which is searched as it prints.
+        ignore_case: whether to ignore case.
 
     Raises:
         LanguageModelError: on use: an example has no such field.
@@ -85,16 +85,16 @@ def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
 def regex_match(
     pattern: str | re.Pattern[str], *, full: bool = False, time_limit: Positive | None = None
 ) -> TextReward:
-    """Make a reward of 1 where a regular expression is found in the text, else 0.
+    """Make a reward of 1 if a regular expression matches somewhere in the text, else 0.
 
     Args:
-        pattern: as `re` reads it, or compiled.
-        full: whether it must match all of the text.
-        time_limit: seconds for each text, since some expressions take time that is exponential in the length;
-            a process of its own then does the search.
+        pattern: a pattern of `re`, as a text or compiled.
+        full: whether it must match the whole text.
+        time_limit: seconds per text, because some expressions take time that is exponential in the length;
+            a separate process then does the search.
 
     Raises:
-        LanguageModelError: it is no regular expression. On use: it took too long.
+        LanguageModelError: it is not a regular expression. On use: it took too long.
 
     Example:
         >>> regex_match("[0-9]+", full=True).scores([0, 0], ["12", "12a"], [{"prompt": ""}]).tolist()
@@ -113,13 +113,13 @@ def regex_match(
 
 @checked(LanguageModelError)
 def number_match(field: str = "answer", *, tolerance: NonNegative = 0.0) -> TextReward:
-    """Make a reward of 1 where the last number in the text is that of the example, else 0.
+    """Make a reward of 1 if the last number in the text is the example's, else 0.
 
     Numbers may have a sign, thousands separated by commas, decimals after a point and an exponent; 3-1 ends with 1.
 
     Args:
-        field: of the record of the prompt: a number, or a text whose last number counts.
-        tolerance: |found − wanted| may be as much.
+        field: of the prompt's record: a number, or a text whose last number counts.
+        tolerance: the largest |found − wanted| that counts as right.
 
     Raises:
         LanguageModelError: the tolerance is negative. On use: an example has no such field, or no number in it.

@@ -1,7 +1,7 @@
-"""What a worker process runs: it scores what comes through a pipe.
+"""The main program of a worker process: it scores the texts that come through a pipe.
 
-Run by path, not imported, and with the standard library alone: a worker that scores texts needs no JAX, and importing
-any module of bayesrl would load it.
+It is run by its path, not imported, and uses only the standard library: a worker that scores texts needs no JAX, which
+the import of any module of bayesrl would load.
 """
 
 import os
@@ -13,12 +13,12 @@ from typing import Any
 def serve(connection: Any) -> None:
     """Answer until the other end hangs up.
 
-    The first message is (function, whether each answer is sent at once); then come lists of arguments. The answers
-    are lists of (True, value) or (False, (name of the exception, what it says, its traceback)).
+    The first message is (function, whether to send each answer at once); lists of arguments follow. The answers
+    are lists of (True, value) or (False, (name of the exception, its message, its traceback)).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
     if hasattr(os, "setsid"):
-        os.setsid()  # whatever the function starts is killed with the worker
+        os.setsid()  # a new process group, so that processes which the function starts are killed with the worker
     try:
         fn, at_once = connection.recv()
     except EOFError:

@@ -1,4 +1,4 @@
-"""`WorkerPool`: processes that call a function, and are killed where it takes too long."""
+"""`WorkerPool`: processes that call a function, and are killed when it takes too long."""
 
 import atexit
 import contextlib
@@ -22,19 +22,19 @@ from bayesrl.errors import LanguageModelError
 
 _SCRIPT = str(Path(__file__).with_name("worker_main.py"))
 _MOST_AT_ONCE = 64
-"""Calls that a worker is handed together."""
+"""The most calls that a worker gets in one message."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a call that gave no value.
+    """The outcome of a call that returned no value.
 
     Args:
-        what: a clause that follows the name of the function: "raised ValueError: ...".
+        what: a clause to follow the function's name: "raised ValueError: ...".
         error: the name of the exception, if there was one.
-        said: what it said.
-        traceback: its traceback, or nothing.
-        cause: the exception itself, where it was raised in this process.
+        said: its message.
+        traceback: its traceback, or an empty text.
+        cause: the exception itself, if it was raised in this process.
     """
 
     what: str
@@ -54,16 +54,16 @@ class _Worker:
 
 
 class WorkerPool:
-    """Processes that call one function with many arguments; started when needed, fresh ones after a `close`.
+    """Processes that call one function with many arguments; they start when needed, also after a `close`.
 
-    They are spawned, not forked: threads of JAX would not survive a fork.
+    They are spawned, not forked, because JAX's threads do not survive a fork.
 
     Args:
-        fn: can be pickled, so that a new process can import it.
+        fn: a picklable function, so that a new process can import it.
         name: of the function, for messages.
         count: how many processes.
-        time_limit: seconds that a call may take, or None. The process of a call that takes longer is killed, whatever
-            it does, with all processes that it started.
+        time_limit: seconds per call, or None. The process of a call that takes longer is killed, whatever it does,
+            with all processes that it started.
 
     Example:
         >>> workers = WorkerPool(len, "len", 1, None)
@@ -127,14 +127,14 @@ class WorkerPool:
         return answers
 
     def _hand_out(self, queue: deque[list[int]], calls: Sequence[tuple[Any, ...]]) -> None:
-        """Give each idle worker a chunk, and start workers that are wanting."""
+        """Give each idle worker a chunk of calls, and start missing workers."""
         for worker in [worker for worker in self._workers if worker.ready and not worker.pending]:
             if not queue:
                 return
             chunk = queue[0]
             try:
                 worker.connection.send([calls[index] for index in chunk])
-            except OSError:  # it died while it had nothing to do, which is nobody's fault
+            except OSError:  # it died while idle, so no call is to blame
                 self._drop(worker)
                 continue
             except Exception as error:
@@ -148,7 +148,7 @@ class WorkerPool:
             self._workers.append(self._start())
 
     def _collect(self, queue: deque[list[int]]) -> list[tuple[int, Any]]:
-        """Wait until something happens, and give the answers that came."""
+        """Wait until something happens, and return the answers that arrived."""
         busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
         answers = []
         for ready in connections.wait([*busy, *INTERRUPTS.sources], self._patience(list(busy.values()))):
@@ -163,7 +163,7 @@ class WorkerPool:
         return answers
 
     def _patience(self, busy: list[_Worker]) -> float | None:
-        """Give the seconds until the next worker is late, or None."""
+        """Return the seconds until the next worker exceeds its limit, or None."""
         if self._time_limit is None or not any(worker.pending for worker in busy):
             return None
         first = min(worker.since for worker in busy if worker.pending)
@@ -182,7 +182,7 @@ class WorkerPool:
         return [(worker.pending.popleft(), value if fine else _raised(value)) for fine, value in told]
 
     def _bury(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
-        """Find which call ended a worker; where it is not known, the calls are made again one by one."""
+        """Find which call ended a worker; if that is unclear, queue its calls again one by one."""
         worker.process.join(5)
         code = worker.process.exitcode
         if not worker.ready:
@@ -232,7 +232,7 @@ class WorkerPool:
 
 def _kill(worker: _Worker) -> None:
     worker.connection.close()
-    # Its own children are in its group; before it has one, or on systems without, it is killed alone.
+    # Kill its whole group, which has its children; before it has a group, or on systems without, kill it alone.
     with contextlib.suppress(OSError, AttributeError):
         os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
@@ -246,7 +246,7 @@ def _raised(told: tuple[str, str, str]) -> Failure:
 
 
 _open: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-"""Whose processes run. At exit they are killed before multiprocessing asks them to end and waits."""
+"""Pools with running processes. At exit we kill these before multiprocessing would ask them to end and wait."""
 
 
 @atexit.register
