@@ -147,14 +147,14 @@ def extract_adapter(
 
 
 def _saved_arrays(model: Transformer, config: Mapping[str, Any], adapted: set[str]) -> dict[str, np.ndarray]:
-    """Give the arrays that an adapter has whole, since they were trained too: of some modules, and biases."""
+    """Return the arrays that an adapter stores whole because they were trained too: of some modules, and biases."""
     saved_modules, biases = config.get("modules_to_save") or (), config.get("bias", "none")
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
     arrays = {}
     for tensor in model.tensors(model.config):
         module, kind = tensor.name.rsplit(".", 1)
         biased = kind == "bias" and (biases == "all" or (biases == "lora_only" and module in adapted))
-        # A module is named by the last part of its name, or by that of what it is part of.
+        # An entry names a module by the last part of its name, or by that of a module around it.
         if biased or any(f".{name}." in f".{module}." for name in saved_modules):
             leaf = np.asarray(leaves[tensor.path])
             name = f"{module}.base_layer.{kind}" if module in adapted else tensor.name

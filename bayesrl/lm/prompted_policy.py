@@ -211,9 +211,9 @@ def _check_tokenizer(prompts: Prompts, tokenizer: Tokenizer | None) -> None:
 
 
 def _check_room(model: CausalLM, prompts: Prompts, max_new_tokens: int) -> None:
-    """Refuse tokens that the model does not know, and prompts that leave no room."""
+    """Refuse unknown tokens, and prompts that leave no room to answer."""
     vocab_size = model.config.vocab_size
-    tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)  # not by JAX: this may run while it traces
+    tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)  # NumPy, because JAX may be tracing here
     extremes = int(tokens.max()), int(tokens.min())
     if extremes[0] >= vocab_size or extremes[1] < 0:
         raise LanguageModelError(

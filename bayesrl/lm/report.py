@@ -144,11 +144,11 @@ def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarr
 
 
 def token_pieces(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
-    """Cut a text where its tokens begin; the pieces add up to the decoded text, and the end is shown as ∎."""
+    """Cut a text where its tokens begin; the pieces join to the decoded text, and ∎ marks the end."""
     if tokenizer is None:
         return [f"{int(token)} " for token in tokens]
     prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))], continues=True)]
-    # A character of several bytes is whole only at its last one; what is not whole yet is shown there, or at the end.
+    # A multi-byte character is complete only with its last token; leave it out until then, or until the end.
     clean = [prefix if prefix == prefixes[-1] else prefix.rstrip("\ufffd") for prefix in prefixes]
     pieces = []
     for i, token in enumerate(tokens):

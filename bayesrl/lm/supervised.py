@@ -1,4 +1,4 @@
-"""Models from text: maximum likelihood as a program without rewards, and the model that a fit has made."""
+"""Train models on text by maximum likelihood, as a program without rewards, and extract the model of a fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,14 +33,14 @@ class TextLikelihood:
     Made by `language_modeling` and `sft`.
 
     Attributes:
-        model: where training starts.
+        model: the initial model.
         tokenizer: of the model.
-        prompts: what comes before the texts.
-        tokens: the texts, [rows, T], padded behind their end.
-        eos: the token that ends a text, or several, or None where rows are pieces of a longer one.
-        pad: what follows it.
-        batch_size: rows that each step sees.
-        source: what the model was given as, where it came with settings.
+        prompts: the texts' prompts.
+        tokens: the texts, [rows, T], padded after their end.
+        eos: the token that ends a text, or several, or None if rows are pieces of a longer text.
+        pad: the token after the end.
+        batch_size: rows per step.
+        source: the `Pretrained` that the model came in, if it came with settings.
     """
 
     model: CausalLM
@@ -73,14 +73,14 @@ def language_modeling(
     length: CountAboveOne,
     batch_size: Count = 32,
 ) -> TextLikelihood:
-    """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.
+    """Make a program from one long text, cut into pieces; fit it to train the model on the text.
 
     Args:
-        model: where training starts; at random, `GPT2.init(key, config)`.
-        text: to be learned.
-        tokenizer: of the model, where it brings none.
-        length: tokens of each piece; each predicts all but its first.
-        batch_size: pieces that each step sees.
+        model: the initial model; for random weights, `GPT2.init(key, config)`.
+        text: to learn from.
+        tokenizer: of the model, if the model brings none.
+        length: tokens per piece; each piece predicts all but its first token.
+        batch_size: pieces per step.
 
     Raises:
         LanguageModelError: the text is shorter than one piece, or a piece longer than the context.
@@ -130,16 +130,16 @@ def sft(
     tokenizer: Tokenizer | None = None,
     batch_size: Count = 32,
 ) -> TextLikelihood:
-    """Make a program of prompts and their answers: `fit` of it trains the model to answer so.
+    """Make a program from prompts and their answers; fit it to train the model to answer like this.
 
     Args:
-        model: where training starts.
-        examples: records with the text under `prompt`, and what follows it under `answer`: exactly that, so that a
-            blank between the two stands in one of them. Of conversations (see `encode_prompts`) both are lists of
-            messages, or the answer is the last of `messages`, with what the chat template puts behind it.
+        model: the initial model.
+        examples: records with the text under `prompt`, and its exact continuation under `answer`, so that one of them
+            must have the blank between the two. For conversations (see `encode_prompts`), both are lists of messages,
+            or the answer is the last of `messages`, with whatever the chat template adds after it.
         answer: the name of that field.
-        tokenizer: of the model, where it brings none; it needs an eos token.
-        batch_size: records that each step sees.
+        tokenizer: of the model, if the model brings none; it needs an eos token.
+        batch_size: records per step.
 
     Raises:
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
@@ -176,7 +176,7 @@ def sft(
 
 
 def _answer_texts(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
-    """Give the text of each answer; of a conversation's, with what the chat template puts behind it."""
+    """Return the text of each answer; in a conversation, with whatever the chat template adds after it."""
     records = []
     for row in examples:
         answer = row.get(name) if isinstance(row, Mapping) else None
@@ -186,7 +186,7 @@ def _answer_texts(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> l
 
 
 def _cut_at_eos(ids: list[int], eos_ids: Sequence[int], eos: int) -> list[int]:
-    """Give the tokens of an answer up to its end, which a chat template may have written."""
+    """Return the tokens of an answer up to its end, which a chat template may have written."""
     first = next((index for index, token in enumerate(ids) if token in eos_ids), None)
     return [*ids, eos] if first is None else ids[: first + 1]
 
@@ -198,13 +198,13 @@ class LabelLikelihood:
     Made by `classification`.
 
     Attributes:
-        model: where training starts.
+        model: the initial model.
         tokenizer: of the model.
         tokens: the texts, [texts, L], padded on the right.
         mask: True for tokens that are not padding, [texts, L].
         labels: their classes, [texts].
-        batch_size: texts that each step sees.
-        source: what the model was given as, where it came with settings.
+        batch_size: texts per step.
+        source: the `Pretrained` that the model came in, if it came with settings.
     """
 
     model: BertClassifier
@@ -234,18 +234,18 @@ def classification(
     length: Count | None = None,
     batch_size: Count = 64,
 ) -> LabelLikelihood:
-    """Make a program of texts with labels: `fit` of it trains a BERT classifier, for `rewards.classifier`.
+    """Make a program from texts with labels; fit it to train a BERT classifier, for `rewards.classifier`.
 
     Args:
-        model: where training starts; at random, `BertClassifier.init(key, config)`.
+        model: the initial model; for random weights, `BertClassifier.init(key, config)`.
         texts: to learn from.
-        labels: the class of each, by its name in the model's configuration.
-        tokenizer: of the model, where it brings none.
-        length: tokens of a text, beyond which it is cut; by default as many as the longest has.
-        batch_size: texts that each step sees.
+        labels: the class of each text, by its name in the model's configuration.
+        tokenizer: of the model, if the model brings none.
+        length: the most tokens of a text, which is cut there; by default the length of the longest.
+        batch_size: texts per step.
 
     Raises:
-        LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
+        LanguageModelError: no texts; labels that the model does not have; no tokenizer, or one that does not fit.
 
     Example:
         >>> import jax
@@ -273,7 +273,7 @@ def classification(
     rows = np.full((len(token_ids), width), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
     mask = np.zeros(rows.shape, bool)
     for index, row in enumerate(token_ids):
-        # What is too long loses the end of the text, not the token that closes it.
+        # Cut the text, not the special tokens after it.
         ids = row if len(row) <= width else [*row[: max(width - len(after), 0)], *after][:width]
         rows[index, : len(ids)], mask[index, : len(ids)] = ids, True
     classes = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
@@ -282,7 +282,7 @@ def classification(
 
 
 def text_field(name: str, examples: Sequence[Any]) -> list[str]:
-    """Give the text that each record has under a name."""
+    """Return the text of each record under a name."""
     for index, row in enumerate(examples):
         if not (isinstance(row, Mapping) and isinstance(row.get(name), str)):
             found = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"
@@ -292,20 +292,20 @@ def text_field(name: str, examples: Sequence[Any]) -> list[str]:
 
 @checked(LanguageModelError)
 def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
-    """Give the language model that a fit has made.
+    """Return the language model of a fit.
 
     Args:
         posterior: of a program made by `policy`, `language_modeling`, `sft` or `classification`, at one temperature;
-            the best restart is taken.
-        merge: whether low-rank paths are added to the weights, or stay apart, for `save_adapter`.
+            the result is its best restart.
+        merge: whether to add low-rank paths to the weights, or leave them separate, for `save_adapter`.
 
     Returns:
-        a model with its tokenizer, and what else the model came with: to be saved by
-        `save_pretrained`, or to be the next reference.
+        The model with its tokenizer and its other settings; save it by `save_pretrained`, or use it as the next
+        reference.
 
     Raises:
         LanguageModelError: the posterior is of another kind.
-        PolicyError: it holds several temperatures.
+        PolicyError: it has several temperatures.
 
     Example:
         >>> import jax, bayesrl
@@ -342,7 +342,7 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
 
 
 def _start(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer, Pretrained | None]:
-    """Give the model where training starts, its tokenizer, and what it came with, or refuse them."""
+    """Return the initial model, its tokenizer, and the `Pretrained` it came in, or refuse them."""
     start, tokenizer, source = unwrap(model, tokenizer)
     if tokenizer is None:
         raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.byte_tokenizer()")

@@ -1,1 +1,1 @@
-"""Checkpoints read and written: weights, configurations, caches."""
+"""Read and write checkpoints: weights, configurations, caches."""

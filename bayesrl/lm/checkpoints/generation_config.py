@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says of sampling, as defaults of a policy."""
+"""Read the sampling settings of a model's generation_config.json, as defaults of a policy."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.tokenizer_files import GENERATION
 from bayesrl.value_checks import is_count, is_real
 
-# Settings that would change the distribution and that a policy does not have, each with the values that change nothing.
+# Settings that would change the distribution but that a policy does not have, each with the values without effect.
 IGNORED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale"), (1, 1.0)),
     **dict.fromkeys(
@@ -35,13 +35,13 @@ _OPTIONS: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
     "top_p": (1.0, lambda value: is_real(value) and 0 < value <= 1, "a probability in (0, 1]"),
     "min_p": (0.0, lambda value: is_real(value) and 0 <= value <= 1, "a number in [0, 1]"),
 }
-"""Defaults that change nothing, what a file may set instead, and how that is called."""
+"""By option: the default without effect, the check of a file's value, and the description of valid values."""
 
 _log = logging.getLogger(__name__)
 
 
 class SamplingSettings(NamedTuple):
-    """How a policy draws, by the names of `CausalLMDistribution`."""
+    """The sampling options of a policy, by their names in `CausalLMDistribution`."""
 
     num_steps: int
     temperature: float
@@ -53,9 +53,9 @@ class SamplingSettings(NamedTuple):
 def sampling_settings(
     config: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
 ) -> SamplingSettings:
-    """Give the options of sampling: those that were given, else those that the file says, else none.
+    """Return the sampling options: those of the caller, else those of the file, else defaults without effect.
 
-    Where the file says that nothing is drawn (`do_sample` is false), its temperature and truncation say nothing.
+    If the file turns sampling off (`do_sample` is false), its temperature and truncation do not count.
     """
     sampled = config if config.get("do_sample") is not False else {}
     if max_new_tokens is None:

@@ -1,4 +1,4 @@
-"""From the arrays of a checkpoint to a model, and back."""
+"""Convert the arrays of a checkpoint to a model, and back."""
 
 import dataclasses
 import logging
@@ -29,13 +29,13 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
     """Put the arrays of a checkpoint into their places.
 
     Args:
-        skeleton: a model whose leaves tell shapes.
+        skeleton: a model whose leaves have the shapes.
         arrays: the names and values of the checkpoint, in any order.
-        dtype: of the model; None is as stored.
+        dtype: of the model; None means as stored.
         origin: where they come from, for messages.
 
-    Where the head is tied, a table under either name is that of both; two tables that differ are both kept, and the
-    head is not tied, as transformers 5 has it.
+    If the head is tied, a table under either name serves both. If the two tables differ, both stay and the head is not
+    tied, as in transformers 5.
     """
     expected, shapes = _expected_tensors(skeleton)
     by_path: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
 
 
 def _expected_tensors(skeleton: Transformer) -> tuple[dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
-    """Give what a model wants by its name in a checkpoint, and the shapes of its leaves by their places."""
+    """Return the tensors of a model by their names in a checkpoint, and the shapes of its leaves by their paths."""
     expected = {tensor.name: tensor for tensor in skeleton.tensors(skeleton.config)}
     paths = jax.tree_util.tree_flatten_with_path(skeleton)[0]
     return expected, {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
@@ -86,7 +86,7 @@ def _tie_or_untie_head(
     heads: Mapping[str, Any],
     origin: Any,
 ) -> tuple[Transformer, dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
-    """Take the head of a checkpoint whose head is to be tied for the table, or untie it where it is another."""
+    """Use the checkpoint's head as the table of a tied model, or untie the head if the two differ."""
     name, head = next(iter(heads.items()))
     at = ".token.weight"
     table = next(tensor for tensor in expected.values() if tensor.path == at)
@@ -111,7 +111,7 @@ def _as_dtype(array: Any, dtype: Any) -> np.ndarray:
 
 
 def _canonical_name(key: str, expected: Mapping[str, CheckpointTensor]) -> str | None:
-    """Find what a tensor is called today; base models have no prefix, and old files other names for norms."""
+    """Find today's name of a tensor; base models lack a prefix, and old files name norms differently."""
     prefix = next(iter(expected)).split(".")[0] + "."
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key))
     return next((known for known in (name, prefix + name) if known in expected), None)
@@ -139,13 +139,13 @@ def _checked_array(array: Any, key: str, tensor: CheckpointTensor, shape: tuple[
 
 
 def _common_dtype(arrays: Any) -> Any:
-    """Give the dtype that all arrays can be held in: bfloat16 where all are, else float32 at least."""
+    """Return a dtype for all arrays: bfloat16 if all are, else at least float32."""
     dtypes = {array.dtype for array in arrays}
     return jnp.bfloat16 if dtypes == {jnp.dtype(jnp.bfloat16)} else jnp.result_type(jnp.float32, *dtypes)
 
 
 def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
-    """Give the arrays of a model by their names in a checkpoint."""
+    """Return the arrays of a model by their names in a checkpoint."""
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
     }

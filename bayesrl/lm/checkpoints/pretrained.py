@@ -1,4 +1,4 @@
-"""Checkpoints as Hugging Face's transformers writes them: read from a folder or the hub, and written to a folder."""
+"""Read checkpoints of Hugging Face's transformers from a folder or the hub, and write them to a folder."""
 
 import dataclasses
 import re
@@ -41,14 +41,14 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 @checked(LanguageModelError)
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that was loaded, with what came along.
+    """A loaded model with its tokenizer and settings.
 
     Args:
         model: the model.
-        tokenizer: its tokenizer, or None where the folder has no tokenizer.json.
-        folder: where it was read; None where it was made here.
-        config: config.json, as read: `save_pretrained` of this keeps what the model does not use of it.
-        adapter: adapter_config.json, where the model has the low-rank paths of an adapter beside its weights.
+        tokenizer: its tokenizer, or None if the folder has no tokenizer.json.
+        folder: where it was read from; None if it was made here.
+        config: config.json, as read; `save_pretrained` also writes the settings that the model does not use.
+        adapter: adapter_config.json, if the model has the low-rank paths of an adapter beside its weights.
         generation: generation_config.json, as read.
 
     Example:
@@ -81,14 +81,13 @@ def load_pretrained(
     """Load a model, and its tokenizer, from a folder or from the Hugging Face hub.
 
     Args:
-        source: a folder with config.json and model.safetensors, whole or in shards, or with an adapter that PEFT saved;
-            or, where there is no such folder, the name of a model on the hub, which is fetched once and kept in the
-            hub's own cache.
-        dtype: of all weights, float32 or bfloat16; None is as stored, and float32 where that is neither (float16, and
-            float8 with scales, which is said).
+        source: a folder with config.json and model.safetensors, whole or in shards, or with an adapter that PEFT saved.
+            If no such folder exists, the name of a model on the hub, which is fetched once into the hub's own cache.
+        dtype: of all weights, float32 or bfloat16. None means as stored, or float32 for other types: float16, and
+            float8 with scales, which is reported.
         revision: branch, tag or commit on the hub.
-        base: of an adapter, the model that it was trained beside; None is the one that it names.
-        merge: whether an adapter is added to the weights, or stays apart as low-rank paths beside them.
+        base: for an adapter, the model that it was trained with; None means the one that it names.
+        merge: whether to add an adapter to the weights, or leave it as low-rank paths beside them.
 
     Raises:
         LanguageModelError: the folder is missing, or the hub cannot be reached; config.json is missing, names an
@@ -129,7 +128,7 @@ def load_pretrained(
 
 
 def _load_with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretrained:
-    """Load an adapter, and the model that it was trained beside."""
+    """Load an adapter, and the model that it was trained with."""
     adapter = read_json_object(folder / ADAPTER) or {}
     base_name = adapter.get("base_model_name_or_path")
     if base is None and not base_name:
@@ -156,17 +155,17 @@ def _load_with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pret
 
 @checked(LanguageModelError)
 def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None = None) -> None:
-    """Write the low-rank paths of a model as PEFT and `load_pretrained` read them, without the weights beside them.
+    """Write the low-rank paths of a model, without its weights, in the format of PEFT and `load_pretrained`.
 
     Args:
         folder: created if it does not exist.
         tuned: with low-rank paths: `finetuned(posterior, merge=False)`, or an adapter loaded with `merge=False`.
-        base: the folder or name of the model that they stand beside, to be named in adapter_config.json; None is the
-            folder that it was read from, if any.
+        base: the folder or name of the base model, for adapter_config.json; None means the folder that it was read
+            from, if any.
 
     Raises:
         LanguageModelError: the model has no low-rank paths; the folder cannot be made.
-        RunFolderError: a file cannot be written; what it held before is intact.
+        RunFolderError: a file cannot be written; its old content is intact.
 
     Example:
         >>> import jax, tempfile
@@ -196,7 +195,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
 def unwrap(
     model: Transformer | Pretrained, tokenizer: Tokenizer | None
 ) -> tuple[Transformer, Tokenizer | None, Pretrained | None]:
-    """Give a model, its tokenizer, and what it came with; `tokenizer` is for a model that brings none."""
+    """Return a model, its tokenizer and the `Pretrained` it came in; `tokenizer` is for a model that brings none."""
     source = model if isinstance(model, Pretrained) else None
     bare, own = (model.model, model.tokenizer) if isinstance(model, Pretrained) else (model, None)
     if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
@@ -281,22 +280,22 @@ def save_pretrained(
     keep: Mapping[str, Any] | None = None,
     max_shard_bytes: Bytes = 5_000_000_000,
 ) -> None:
-    """Write a model, and its tokenizer, as transformers and `load_pretrained` read them.
+    """Write a model, and its tokenizer, in the format of transformers and `load_pretrained`.
 
-    Weights that the folder held before under the names of transformers are replaced, and parts that an index of before
-    names are removed; other files are left alone. Arrays are written bit by bit as they are.
+    It replaces old weights in the folder under the names of transformers, and removes the parts that an old index
+    names; it leaves other files alone. Arrays keep every bit.
 
     Args:
         folder: created if it does not exist.
-        model: without low-rank paths. What `load_pretrained` or `finetuned` gave is written with all that came along:
-            tokenizer, chat template, settings.
-        tokenizer: what to write beside it, where the model brings none.
+        model: without low-rank paths. A result of `load_pretrained` or `finetuned` is written with its tokenizer, chat
+            template and settings.
+        tokenizer: the tokenizer to write, if the model brings none.
         keep: further settings for config.json, by default those that the model brings; its own come first.
-        max_shard_bytes: the largest size of a file of weights; larger models go into several files.
+        max_shard_bytes: the largest size of a weight file; larger models go into several files.
 
     Raises:
         LanguageModelError: the model has low-rank paths; the tokenizer does not fit it; the folder cannot be made.
-        RunFolderError: a file cannot be written; what it held before is intact.
+        RunFolderError: a file cannot be written; its old content is intact.
 
     Example:
         >>> import jax, tempfile
@@ -342,7 +341,7 @@ def _make_folder(folder: str | Path) -> Path:
 
 
 def _check_shape(config: Config) -> None:
-    """Refuse a shape that would not come back from the config.json of its family, so that another model would."""
+    """Refuse a shape that its family's config.json cannot express, because loading it would make another model."""
     reread = type(config).from_json(config.to_json())
     for part in dataclasses.fields(config):  # type: ignore[arg-type]  # every subclass is a dataclass
         own, read = getattr(config, part.name), getattr(reread, part.name)
@@ -354,10 +353,10 @@ def _check_shape(config: Config) -> None:
 
 
 def _config_json(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what config.json says of a model: its shape, over what is kept."""
-    # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
+    """Return a model's config.json: its shape, and the further settings to keep."""
+    # New versions of transformers read "dtype" instead of torch_dtype, so a stale one would win.
     others = {name: value for name, value in keep.items() if name != "dtype"}
     _check_shape(model.config)
-    # Where nobody says which they are, transformers would put ids of other vocabularies.
+    # Without these, transformers would fill in ids of other vocabularies.
     unknown = {"bos_token_id": None, "eos_token_id": None} if isinstance(model, CausalLM) else {}
     return {**unknown, **others, **model.config.to_json()}

@@ -1,4 +1,4 @@
-"""Weights of eight bits with scales beside them, read as what they stand for."""
+"""Read eight-bit weights with scales as the numbers that they stand for."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from bayesrl.errors import LanguageModelError
 
 SETTING = "quantization_config"
 SCALES = (".weight_scale_inv", ".weight_scale")
-"""How scales are called; both multiply."""
+"""The two names of scales; both multiply."""
 ACTIVATION_SCALES = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
@@ -33,7 +33,7 @@ def check_quantization(config: Mapping[str, Any]) -> None:
 
 
 def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], origin: Any) -> Iterator[tuple[str, Any]]:
-    """Multiply float8 weights by their scales, in float32; other arrays pass as they are.
+    """Multiply float8 weights by their scales, in float32; leave other arrays as they are.
 
         W = Q·s,   with one scale for all, for each row, or for each block of `weight_block_size`
 

@@ -1,4 +1,4 @@
-"""Files of weights: what a folder holds, one array after another, and how arrays are written into one."""
+"""Read the weight files of a folder, one array after another, and write arrays into them."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def iterate_arrays(*paths: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> Any:
-    """Read a tensor into NumPy, or into JAX where NumPy does not know its type."""
+    """Read a tensor into NumPy, or into JAX if NumPy does not know its dtype."""
     try:
         return file.get_tensor(name)
     except (TypeError, AttributeError, KeyError):
@@ -55,9 +55,9 @@ def _read_tensor(path: Path, file: Any, name: str) -> Any:
 
 
 def _read_float8(path: Path, name: str) -> np.ndarray | None:
-    """Read a tensor of float8, which safetensors reads into neither NumPy nor JAX; None where it is of another type.
+    """Read a float8 tensor, which safetensors reads into neither NumPy nor JAX; None for other dtypes.
 
-    The file was found whole before: its first eight bytes tell how long the header is, and that where the tensor is.
+    The file is known to be whole: its first eight bytes give the length of the header, which locates the tensor.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -100,7 +100,7 @@ def weight_files(folder: Path) -> list[Path]:
 def save_weights(
     folder: Path, arrays: Mapping[str, np.ndarray], *, limit: float = math.inf, file_name: str = WEIGHTS
 ) -> None:
-    """Write the arrays into one file or several, then remove the parts of the model that was there before."""
+    """Write the arrays into one or several files, then remove the parts of the old model."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in arrays.items():
@@ -125,7 +125,7 @@ def save_weights(
 
 
 def _files_in_index(folder: Path) -> set[str]:
-    """Name the parts of a model in the index of a folder, as this library and transformers name them."""
+    """Return the parts of a model in a folder's index that have names of this library or of transformers."""
     try:
         weight_map = (read_json_object(folder / INDEX) or {}).get("weight_map")
     except LanguageModelError:
@@ -135,10 +135,10 @@ def _files_in_index(folder: Path) -> set[str]:
 
 
 def to_json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Write what JSON can hold, as transformers lays it out."""
+    """Write JSON in the layout of transformers."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def abbreviate(names: list[str]) -> str:
-    """Name the first of several, and how many more there are."""
+    """Name the first few, and say how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -85,20 +85,20 @@ class WorkerPool:
             ) from error
 
     def run(self, calls: Sequence[tuple[Any, ...]], *, keep_going: bool = False) -> list[Any]:
-        """Call the function with each of some tuples of arguments.
+        """Call the function with each tuple of arguments.
 
         Args:
-            calls: the arguments.
-            keep_going: whether calls go on after one has failed; otherwise what was not answered yet stays None.
+            calls: the tuples of arguments.
+            keep_going: whether to continue after a call has failed; otherwise unanswered calls stay None.
 
         Returns:
-            what the function returned for each, or a `Failure`.
+            For each call, the function's result or a `Failure`.
         """
         with self._lock:
             try:
                 return self._run(calls, keep_going)
             except BaseException:
-                self.close()  # what is under way would answer the next call
+                self.close()  # otherwise pending answers would arrive for the next call
                 raise
 
     def close(self) -> None:

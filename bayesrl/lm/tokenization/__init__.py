@@ -1,1 +1,1 @@
-"""Tokenizers, the files that hold them, and chat templates."""
+"""Tokenizers, their files, and chat templates."""

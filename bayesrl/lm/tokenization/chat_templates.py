@@ -1,4 +1,4 @@
-"""Conversations as texts: chat templates, rendered by Jinja's sandbox as transformers renders them."""
+"""Render conversations as texts by chat templates, in Jinja's sandbox, as transformers does."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ def is_conversation(value: Any) -> bool:
 
 
 def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    """Give a record whose prompt is a conversation with its text under `prompt`; None for other records.
+    """Replace a record's conversation by its text under `prompt`; None for records without a conversation.
 
-    Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
-    which is left out of the prompt and kept under `answer`, unless the record has one.
+    Under `prompt`, the model continues a last message of the assistant. Under `messages`, such a message is the answer:
+    it moves from the prompt to `answer`, unless the record already has one.
     """
     messages: Any = record.get("prompt")
     answer = None
@@ -48,7 +48,7 @@ def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dic
 
 
 def render_answer(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
-    """Give the text of an answer to a conversation, with what the template puts behind it."""
+    """Return the text of an answer to a conversation, with whatever the template adds after it."""
     before = record["prompt"]
     whole = render_conversation(tokenizer, [*record[MESSAGES], *answer], record, answered=True)
     if not whole.startswith(before):
@@ -62,9 +62,9 @@ def render_answer(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) 
 def render_conversation(
     tokenizer: Tokenizer, messages: Sequence[Any], record: Mapping[str, Any] | None = None, *, answered: bool = False
 ) -> str:
-    """Give the text of a conversation, up to where the assistant is to write.
+    """Return the text of a conversation, up to where the assistant writes.
 
-    A last message of the assistant is gone on with, unless it is the answer.
+    The model continues a last message of the assistant, unless it is the answer.
     """
     record = record or {}
     template = _select_template(tokenizer.config.get("chat_template"), bool(record.get("tools")))
@@ -73,7 +73,7 @@ def render_conversation(
         key: token_text(value) for key, value in names if key.endswith("_token") and token_text(value) is not None
     }
     tokens |= {f"{name}_token": tokenizer.core.id_to_token(index) for name, index in tokenizer.special.items()}
-    # A key without a value would be written as "None" by templates that only ask whether it is there.
+    # Templates that only test whether a key exists would write its missing value as "None".
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     continues = messages[-1]["role"] == "assistant" and not answered
     if continues:
@@ -100,12 +100,12 @@ def render_conversation(
     place = text.rfind(_MARK.strip())
     if place < 0:
         raise LanguageModelError("the chat template leaves the last message out, so that nothing can go on with it")
-    # Where a template takes blanks from the end of a message, it took that of the mark.
+    # If the blank at the end of the mark is gone, the template strips messages, so strip this one too.
     return text[:place] if text[place:].startswith(_MARK) else text[:place].rstrip()
 
 
 def _mark_end(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark the end of what a message says, to find it again in the text of the conversation."""
+    """Mark the end of a message's content, to find it again in the text of the conversation."""
     content = message.get("content", "")
     if isinstance(content, str):
         return {**message, "content": content + _MARK}
@@ -120,7 +120,7 @@ def _mark_end(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _select_template(template: Any, tools: bool) -> str:
-    """Find the template among those that a tokenizer has."""
+    """Choose among the templates of a tokenizer."""
     if isinstance(template, list):
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, Mapping)}
         template = named.get("tool_use" if tools and "tool_use" in named else "default")
@@ -134,7 +134,7 @@ def _select_template(template: Any, tools: bool) -> str:
 
 @lru_cache(maxsize=16)
 def _compile_template(template: str) -> Any:
-    """Compile a template, in a sandbox that lets it change nothing and reach only what it is given."""
+    """Compile a template in a sandbox, where it can change nothing and reach only its inputs."""
     try:
         from jinja2 import TemplateSyntaxError
         from jinja2.ext import Extension
@@ -146,7 +146,7 @@ def _compile_template(template: str) -> Any:
         ) from error
 
     class Generation(Extension):
-        """What an assistant wrote is marked in some templates, for others to train on; here it is written as it is."""
+        """Ignores the marks that some templates put around the assistant's text, for training, and writes the text."""
 
         tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
 

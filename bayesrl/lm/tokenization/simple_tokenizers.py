@@ -1,4 +1,4 @@
-"""Small tokenizers that are made on the spot: of characters, of bytes, of frequent pairs of them."""
+"""Make small tokenizers on the spot: of characters, of bytes, or of frequent byte pairs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -20,10 +20,10 @@ def char_tokenizer(text: str) -> Tokenizer:
     """Make a tokenizer with one token for each character of a text.
 
     Args:
-        text: all characters that will be wanted; others become <unk>.
+        text: has every character to encode; others become <unk>.
 
     Returns:
-        a tokenizer with the tokens <pad>, <eos>, <unk> and the characters in order.
+        A tokenizer with the tokens <pad>, <eos>, <unk> and the characters in order.
 
     Raises:
         LanguageModelError: the text is empty.
@@ -46,10 +46,10 @@ def char_tokenizer(text: str) -> Tokenizer:
 
 @checked(LanguageModelError)
 def byte_tokenizer() -> Tokenizer:
-    """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
+    """Make a tokenizer with one token for each byte of UTF-8; it encodes any text without unknown tokens.
 
     Returns:
-        a tokenizer whose ids 0 to 255 are bytes, then <pad> and <eos>.
+        A tokenizer whose ids 0 to 255 are bytes, followed by <pad> and <eos>.
 
     Example:
         >>> byte_tokenizer().encode(["Aé"])
@@ -77,14 +77,14 @@ _ARE_TEXTS = Requirement("a list of texts, or another iterable of them", _are_te
 
 @checked(LanguageModelError)
 def train_bpe(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -> Tokenizer:
-    """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
+    """Train a byte-pair tokenizer, with the bytes and the most frequent pairs of some texts.
 
     Args:
-        texts: what to learn from.
-        vocab_size: tokens in all: 256 bytes, <pad>, <eos>, and pairs as far as the texts have any.
+        texts: to learn from.
+        vocab_size: total number of tokens: 256 bytes, <pad>, <eos>, and as many pairs as the texts have.
 
     Raises:
-        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text or holds something else.
+        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text or has other elements.
 
     Example:
         >>> train_bpe(["the cat", "the hat"], 260).vocab_size
@@ -106,7 +106,7 @@ def train_bpe(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) ->
 
 
 def _with_bytes(core: Any) -> Tokenizer:
-    """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
+    """Add the conversion from bytes to their letters and back, and the special tokens."""
     tk = import_tokenizers()
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = tk.decoders.ByteLevel()
@@ -115,7 +115,7 @@ def _with_bytes(core: Any) -> Tokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """Give the letter that stands for each byte: itself where it can be seen, else one from beyond the bytes."""
+    """Return the letter for each byte: the byte itself if it is printable, else a character above 255."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     beyond = iter(range(0x100, 0x200))
     return [chr(byte if byte in seen else next(beyond)) for byte in range(0x100)]

@@ -36,13 +36,13 @@ from bayesrl.lm.tokenization.tokenizer_files import (
 from bayesrl.value_checks import array_of
 
 _MAX_TRIES = 16
-"""So many words are looked at, to see whether a decoder puts blanks between them."""
+"""How many words to try, to see whether a decoder puts blanks between them."""
 
 
 @checked(LanguageModelError)
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, and what its special tokens are.
+    """A tokenizer of the `tokenizers` library, with its special tokens.
 
     Args:
         core: a `tokenizers.Tokenizer`; its own padding and truncation are not used.
@@ -87,7 +87,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are: one more than the largest."""
+        """Number of ids: one more than the largest."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @cached_property
@@ -100,7 +100,7 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """A fingerprint of how texts become ids and back: equal for tokenizers that do the same.
+        """A fingerprint of encoding and decoding, which is equal for tokenizers that do the same.
 
         It does not depend on `eos`, `pad` and `bos`.
         """
@@ -109,18 +109,18 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], *, special: bool = True, continues: bool = False) -> list[list[int]]:
-        """Give the token ids of each text.
+        """Return the token ids of each text.
 
         Args:
             texts: several texts.
-            special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there; a bos that a
-                text begins with is not put there again.
-            continues: whether the texts stand behind others, such as answers behind their prompts: then no blank is put
-                before them, as tokenizers like Llama 2's put one before the beginning of a text.
+            special: whether to add the tokens that a tokenizer puts around texts, such as its bos; a text that already
+                begins with bos does not get another.
+            continues: whether the texts follow others, as answers follow their prompts. They then get no blank at their
+                beginning, where tokenizers like Llama 2's otherwise put one.
 
         Raises:
-            LanguageModelError: `texts` is one text, or one of them cannot be coded: half of a surrogate pair, or a word
-                that a tokenizer without an unknown token does not know.
+            LanguageModelError: `texts` is one text, or a text cannot be encoded: it has half of a surrogate pair, or a
+                word unknown to a tokenizer without an unknown token.
         """
         if isinstance(texts, str):
             raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
@@ -134,12 +134,12 @@ class Tokenizer:
             raise LanguageModelError(
                 f"text {index} of {len(batch)}, {batch[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
             ) from error
-        # A text that a chat template rendered begins with the text of bos already.
+        # The text of a chat template already begins with bos.
         twice = [self.bos, self.bos] if special and self.bos is not None else None
         return [list(row.ids[1:] if row.ids[:2] == twice else row.ids) for row in rows]
 
     def _find_error(self, texts: list[str], error: Exception) -> tuple[int, str]:
-        """Find the first of several texts that cannot be coded, and say why."""
+        """Find the first text that cannot be encoded, and say why."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 return index, f"it is a {type(text).__name__}"
@@ -154,7 +154,7 @@ class Tokenizer:
 
     @cached_property
     def special_affixes(self) -> tuple[list[int], list[int]]:
-        """Give the tokens that `encode` puts before and after a text, such as BERT's [CLS] and [SEP]."""
+        """Return the tokens that `encode` puts before and after a text, such as BERT's [CLS] and [SEP]."""
         plain, special = [self.encode(["a"], special=kind)[0] for kind in (False, True)]
         for at in range(len(special) - len(plain) + 1):
             if plain and special[at : at + len(plain)] == plain:
@@ -162,13 +162,13 @@ class Tokenizer:
         return special[:1], special[1:]
 
     def decode(self, rows: Iterable[Any], *, skip_special: bool = True, continues: bool = False) -> list[str]:
-        """Give the text of each row of token ids.
+        """Return the text of each row of token ids.
 
         Args:
             rows: lists or arrays of token ids.
-            skip_special: whether special tokens, padding among them, are left out.
-            continues: whether rows stand behind other text, such as their prompts: then a blank that they begin with
-                stays, which tokenizers like Llama 2's drop from the beginning of a text, and those of BERT's kind put
+            skip_special: whether to leave out special tokens, including padding.
+            continues: whether rows follow other text, such as their prompts. A blank at their beginning then stays,
+                which tokenizers like Llama 2's drop from the beginning of a text, and which those like BERT's put
                 between words.
 
         Raises:
@@ -189,12 +189,12 @@ class Tokenizer:
 
     @cached_property
     def _anchor(self) -> tuple[int, str] | None:
-        """Give a word, and its text, that others may be decoded behind; None where a text's beginning loses nothing."""
+        """Return a word and its text to decode others after; None if the beginning of a text loses nothing."""
         added = self._plain_core.get_added_tokens_decoder()
         pieces = sorted((index, piece) for piece, index in self._plain_core.get_vocab().items() if index not in added)
         marked = [index for index, piece in pieces if piece.startswith("\u2581")]
         plain = [index for index, piece in pieces if piece.isalnum()]
-        # Blanks belong to pieces that are marked by one; elsewhere a decoder may put them between words.
+        # In some tokenizers a piece's own mark makes the blank; in others the decoder puts blanks between words.
         for word in [*marked[:1], *plain[:_MAX_TRIES]]:
             once, twice = self._plain_core.decode_batch([[word], [word, word]])
             if len(twice) > 2 * len(once) and twice.startswith(once):
@@ -211,7 +211,7 @@ class Tokenizer:
 
     @cached_property
     def _plain_core(self) -> Any:
-        """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
+        """A copy of the core that neither pads nor truncates; the core itself belongs to its maker."""
         copy = import_tokenizers().Tokenizer.from_str(self.core.to_str())
         copy.no_padding()
         copy.no_truncation()
@@ -232,7 +232,7 @@ class Tokenizer:
         named = dict(self.special_map)
         for name, index in self.special.items():
             key, token = f"{name}_token", self.core.id_to_token(index)
-            # What says how it is cut out of a text stays beside its name.
+            # Keep an entry that also says how to cut the token out of a text.
             settings[key] = settings[key] if token_text(settings.get(key)) == token else token
             if key in named and token_text(named[key]) != token:
                 named[key] = token
@@ -252,7 +252,7 @@ class Tokenizer:
 
     @property
     def special(self) -> dict[str, int]:
-        """Those of eos, pad and bos that there are, by name."""
+        """The ids of eos, pad and bos that exist, by name."""
         ids = {"eos": self.eos, "pad": self.pad, "bos": self.bos}
         return {name: index for name, index in ids.items() if index is not None}
 
@@ -260,15 +260,15 @@ class Tokenizer:
     def load(cls, folder: Location) -> "Tokenizer":
         """Read a tokenizer from a folder.
 
-        Special tokens are those that tokenizer_config.json names, else special_tokens_map.json, else the ids in
+        The special tokens are those in tokenizer_config.json, else in special_tokens_map.json, else the ids in
         generation_config.json or config.json.
 
         Args:
-            folder: holds at least tokenizer.json.
+            folder: has at least tokenizer.json.
 
         Raises:
-            LanguageModelError: there is no tokenizer.json, or it is damaged; or tokenizer_config.json names special
-                tokens that it lacks, or adds tokens that cannot have the ids that are told.
+            LanguageModelError: tokenizer.json is missing or damaged; or tokenizer_config.json names special tokens that
+                it lacks, or adds tokens with ids that they cannot have.
         """
         path = Path(folder)
         content = read_content(path / TOKENIZER)
@@ -298,15 +298,15 @@ class Tokenizer:
 def pad_left(
     rows: Sequence[Sequence[int]], pad: int, *, length: int | None = None
 ) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
-    """Fill rows up on the left, so that all end at the same place.
+    """Pad rows on the left, so that all end at the same place.
 
     Args:
         rows: token ids, of unequal lengths.
-        pad: what to fill up with.
-        length: of the rows returned; None is that of the longest.
+        pad: the id to pad with.
+        length: of the result's rows; None means that of the longest.
 
     Returns:
-        token ids, and which of them are real, [rows, length].
+        Token ids, and which of them are real, [rows, length].
 
     Example:
         >>> tokens, mask = pad_left([[5, 6, 7], [8]], 0)

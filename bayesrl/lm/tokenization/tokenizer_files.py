@@ -1,4 +1,4 @@
-"""Files of a tokenizer: what they are called, and how they are read."""
+"""The files of a tokenizer: their names, and how to read them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or give None where there is no such file."""
+    """Read a JSON object, or return None if the file does not exist."""
     content = read_content(path, schemas.MOST_BYTES)
     if content is None:
         return None
@@ -30,7 +30,7 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_content(path: Path, most: int | None = None) -> bytes | None:
-    """Read a plain file, or return None if it does not exist; folders of checkpoints may be laid out of links."""
+    """Read a regular file, or return None if it does not exist; links may stand for files in checkpoint folders."""
     try:
         return read_file(path, most=most, linked=True)
     except RunFolderError as error:
@@ -40,7 +40,7 @@ def read_content(path: Path, most: int | None = None) -> bytes | None:
 def read_chat_template(path: Path, configured: Any) -> Any:
     """Read the chat template of a folder: a text, or a list of several by name; None without one.
 
-    What has a file of its own comes before what tokenizer_config.json tells.
+    A template in its own file takes precedence over one in tokenizer_config.json.
     """
     files: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
     if (path / TEMPLATE).is_file():
@@ -98,7 +98,7 @@ def add_tokens(core: Any, config: Mapping[str, Any], path: Path) -> Any:
 
 
 def check_special_tokens(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Refuse special tokens that are named and that the tokenizer does not have."""
+    """Refuse named special tokens that the tokenizer does not have."""
     for settings, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
         tokens = [(f"{name}_token", settings.get(f"{name}_token")) for name in ("eos", "pad", "bos")]
         for name in ("additional_special_tokens", "extra_special_tokens"):
@@ -117,7 +117,7 @@ def check_special_tokens(core: Any, named: Sequence[Mapping[str, Any]], path: Pa
 def find_special_id(
     core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
 ) -> int | None:
-    """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
+    """Find the id of a special token: first by its name, as the tokenizer itself does."""
     for settings in named:
         token = settings.get(f"{name}_token")
         token = token_text(token)
@@ -133,7 +133,7 @@ def find_special_id(
 
 
 def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
-    """Give the ids that end a text, as generation_config.json tells them or, where it does not, config.json."""
+    """Return the ids that end a text, from generation_config.json or else from config.json."""
     for settings, file in zip(numbered, (GENERATION, CONFIG), strict=True):
         index = settings.get("eos_token_id")
         listed = index if isinstance(index, list) else [index]
@@ -147,12 +147,12 @@ def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int]
 
 
 def token_text(token: Any) -> Any:
-    """Give the text of a token that a file names, by itself or with how it is cut out of texts."""
+    """Return the text of a token in a file, where it is a text or a mapping that also says how to cut it out."""
     return token.get("content") if isinstance(token, Mapping) else token
 
 
 def without_prefix_space(part: Any) -> Any:
-    """Give a normalizer or pre-tokenizer, as tokenizer.json has it, without the blank that it puts before a text."""
+    """Return a normalizer or pre-tokenizer of tokenizer.json without the blank that it puts before a text."""
     if not isinstance(part, dict):
         return part
     kind = part.get("type")
@@ -167,7 +167,7 @@ def without_prefix_space(part: Any) -> Any:
 
 
 def has_token(core: Any, index: Any) -> bool:
-    """Whether an id is one of a tokenizer's; some configurations say −1 for none."""
+    """Whether a tokenizer has an id; some configurations use −1 for none."""
     return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
 
 

@@ -1,4 +1,4 @@
-"""`CausalLM`: what every autoregressive language model offers, and what a checkpoint needs to know of it."""
+"""`CausalLM`: the interface of every autoregressive language model, and its description for checkpoints."""
 
 import abc
 import dataclasses
@@ -23,12 +23,12 @@ from bayesrl.value_checks import format_value, is_traced
 
 
 class Config(abc.ABC):
-    """The shape of a model: a frozen dataclass whose fields JSON can hold.
+    """The shape of a model: a frozen dataclass with JSON-able fields.
 
     Args:
-        model_type: the family, by the name that transformers gives it.
-        vocab_size: how many tokens there are.
-        max_length: the context length: the most tokens that the model can stand.
+        model_type: the family, by its name in transformers.
+        vocab_size: number of tokens.
+        max_length: the context length: the most tokens that the model can read.
         width: length of the residual stream.
         depth: how many blocks.
         heads: attention heads per block.
@@ -67,18 +67,18 @@ class Config(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_json(cls, json: Mapping[str, Any]) -> "Config":
-        """Read what transformers writes as config.json."""
+        """Read the config.json of transformers."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Give what transformers reads as config.json."""
+        """Return the config.json for transformers."""
 
     @abc.abstractmethod
     def layout(self, layer: int) -> Layout:
         """Describe how a block computes."""
 
     def _layout(self, layer: int, **own: Any) -> Layout:
-        """Make the layout of a block: what the model and its family say by the same names, and what is its own."""
+        """Make the layout of a block from the fields of the model and its family of the same names, and from `own`."""
         names = [part.name for part in dataclasses.fields(Layout)]
         shared = {"kv_heads": self.heads, "head_dim": self.width // self.heads}
         for source in (getattr(self, "traits", None), self):
@@ -91,7 +91,7 @@ class Config(abc.ABC):
 
 
 class Transformer(eqx.Module):
-    """A transformer that a checkpoint can hold.
+    """A transformer that can be stored in a checkpoint.
 
     Args:
         config: its shape.
@@ -119,7 +119,7 @@ def _is_weight_type(value: Any) -> bool:
 
 
 def check_model_room(config: Config, key: Any = None) -> None:
-    """Refuse a model whose weights would not fit into memory; nothing is asked where only shapes are wanted."""
+    """Refuse a model whose weights would not fit into memory; accept any while JAX only traces shapes."""
     if is_traced(key):
         return
     layout = config.layout(0)
@@ -143,14 +143,14 @@ type AnyConfig = Annotated[
 type WeightType = Annotated[
     Any, Requirement("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, any_type=True)
 ]
-"""A type of weights."""
+"""The dtype of weights."""
 
 
 class CausalLM(Transformer):
-    """An autoregressive language model of one sequence; `jax.vmap` makes batches of it.
+    """An autoregressive language model of one sequence; use `jax.vmap` for batches.
 
-    Prompts are padded on the left: padding has `mask` False, nothing looks at it, and positions count real tokens
-    only. A row gives the same logits with padding as without.
+    Prompts are padded on the left: padding has `mask` False, no token attends to it, and positions count only real
+    tokens. A row has the same logits with and without padding.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -176,30 +176,30 @@ class CausalLM(Transformer):
     ) -> tuple[Float[Array, "n width"], Cache]:
         """Feed n tokens: many at once for a prompt or for scoring, one at a time for generation.
 
-        While `cache.length` is a Python integer, as `start` makes it, only the slots in use are looked at.
+        While `cache.length` is a Python integer, as `start` makes it, attention covers only the slots in use.
 
         Args:
             tokens: token ids, [n].
             mask: False for padding, [n].
-            cache: what came before.
+            cache: of the earlier tokens.
 
         Returns:
-            what `logits` makes predictions of, [n, width]; and the cache with the n tokens in it.
+            The input of `logits`, [n, width]; and the cache with the n tokens in it.
         """
 
     @abc.abstractmethod
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
-        """Give the unnormalized log-probabilities of the next token, in float32 (in nats)."""
+        """Return the unnormalized log-probabilities of the next token, in float32 (in nats)."""
 
     def __call__(self, tokens: Int[Array, "n"]) -> Float[Array, "n vocab"]:
-        """Give the logits after each of n tokens, without padding, [n, vocab]."""
+        """Return the logits after each of n tokens, without padding, [n, vocab]."""
         n = tokens.shape[0]
         hidden, _ = self.extend(tokens, jnp.ones(n, bool), self.start(n))
         return self.logits(hidden)
 
 
 def check_capacity(capacity: int, config: Config) -> int:
-    """Refuse more tokens than a model can stand."""
+    """Refuse more tokens than a model can read."""
     if not 1 <= capacity <= config.max_length:
         raise LanguageModelError(
             f"a cache for {capacity} tokens was asked of a {config.model_type} model, whose context is "

@@ -23,8 +23,8 @@ class BertClassifier(Transformer):
 
         x = norm(token[t] + position[i] + kind[s]);  blocks;  logits = C·tanh(P·x₀ + p) + c
 
-    Unlike those of causal models, texts are padded on the right, as BERT was trained. Relatives lack some of these
-    parts, or have another activation for tanh: `config` tells.
+    Unlike those of causal models, texts are padded on the right, as BERT was trained. Its relatives lack some of these
+    parts, or have another activation than tanh, according to `config`.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -110,10 +110,10 @@ class BertClassifier(Transformer):
         Args:
             tokens: token ids, the first of which is the one that BERT pools, [n].
             mask: False for padding, [n].
-            kinds: segment of each token, [n]; None is the first for all.
+            kinds: segment of each token, [n]; None means the first segment for all.
 
         Returns:
-            unnormalized log-probabilities of the classes, in float32, [labels].
+            Unnormalized log-probabilities of the classes, in float32, [labels].
         """
         places = jnp.arange(tokens.shape[0])
         x = self.token(tokens)

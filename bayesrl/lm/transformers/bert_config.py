@@ -34,14 +34,14 @@ PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
 
 
 class EncoderTraits(NamedTuple):
-    """What no config.json says, since every model of a family has it.
+    """The traits that every model of a family has, which config.json therefore leaves out.
 
     Args:
         architecture: the name of the class in transformers.
         pooling: the activation of the layer between the encoder and the head.
         kinds: whether tokens have a kind of segment.
         learned: whether there is a table of positions.
-        padded: whether positions begin behind that of the padding token.
+        padded: whether positions begin after that of the padding token.
     """
 
     architecture: str
@@ -67,25 +67,25 @@ class BertConfig(Config):
     """The shape of a BERT, or one of its relatives, that classifies texts.
 
     Args:
-        vocab_size: how many tokens there are.
+        vocab_size: number of tokens.
         max_length: the most tokens of a text.
         width: length of the residual stream.
         depth: how many blocks.
         heads: attention heads per block; divides `width`.
         inner: width of the feed-forward layer.
         labels: names of the classes.
-        problem: how they are scored, by the name in transformers: "single_label_classification", where just one holds,
-            "multi_label_classification", where each may, or "regression".
-        token_types: how many kinds of segment there are.
+        problem: how they are scored, by the name in transformers: "single_label_classification" if exactly one holds,
+            "multi_label_classification" if each may hold, or "regression".
+        token_types: number of kinds of segments.
         activation: of the feed-forward layer, by the name in transformers.
         epsilon: of the norms.
-        pad: the token that fills texts up; RoBERTa's positions begin behind it.
-        mean: whether what is classified is the mean over the text rather than its first token (ModernBERT).
+        pad: the padding token; RoBERTa's positions begin after it.
+        mean: whether the head classifies the mean over the text rather than its first token (ModernBERT).
         pooling: activation of the layer before the head; "" is the family's.
         rope: how positions turn (ModernBERT).
         local_rope: the same in layers with a window.
         window: in layers with a window, how far a token sees to each side, itself included.
-        windowed: the layers that have one.
+        windowed: the layers with a window.
         norm_bias: whether norms have a bias.
         attention_bias: whether attention has biases.
         feeding_bias: whether the feed-forward layer has.
@@ -141,7 +141,7 @@ class BertConfig(Config):
 
     @property
     def traits(self) -> EncoderTraits:
-        """What follows from the family."""
+        """The traits of the family."""
         return ENCODER_FAMILIES[self.model_type]
 
     @property
@@ -166,7 +166,7 @@ class BertConfig(Config):
     @classmethod
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
-        """Read what transformers writes as config.json."""
+        """Read the config.json of transformers."""
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
         refuse(json, "add_cross_attention", False)
@@ -190,7 +190,7 @@ class BertConfig(Config):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give what transformers reads as config.json."""
+        """Return the config.json for transformers."""
         settings: dict[str, Any] = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
@@ -243,7 +243,7 @@ _MODERN = {
 
 
 def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """Read what only ModernBERT has."""
+    """Read the settings that only ModernBERT has."""
     settings = json.get("rope_parameters") or {}
     if not isinstance(settings, Mapping) or (settings and not {FULL, SLIDING} & set(settings)):
         refuse(json, "rope_parameters", {FULL: {}, SLIDING: {}})
@@ -277,7 +277,7 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _labels(json: Mapping[str, Any]) -> tuple[str, ...]:
-    """Read `id2label`, the names of the classes by their places; or how many there are."""
+    """Read `id2label`, the names of the classes by index, or make names from their number."""
     count: Any = json.get("num_labels")
     names = json.get("id2label")
     if names is None:

@@ -1,4 +1,4 @@
-"""How a checkpoint calls the arrays of a model."""
+"""The names of a model's arrays in a checkpoint."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ class CheckpointTensor(NamedTuple):
     Args:
         name: the name of the tensor, as Hugging Face's transformers writes it.
         path: the place, as `jax.tree_util.keystr` writes it: `.layers[0].attention.output.weight`.
-        transposed: whether the checkpoint holds [in, out] where the model holds [out, in].
+        transposed: whether the checkpoint stores [in, out] where the model has [out, in].
     """
 
     name: str
@@ -19,7 +19,7 @@ class CheckpointTensor(NamedTuple):
 
 
 def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False) -> Iterator[CheckpointTensor]:
-    """List the weight, and the bias where there is one, of a linear map or a norm."""
+    """List the weight, and the bias if there is one, of a linear map or a norm."""
     yield CheckpointTensor(f"{name}.weight", f"{path}.weight", transposed)
     if bias:
         yield CheckpointTensor(f"{name}.bias", f"{path}.bias")

@@ -1,4 +1,4 @@
-"""config.json: how settings are read, what transformers takes for those left out, and the other names of some."""
+"""Read the settings of config.json, with the defaults of transformers and the other names of some settings."""
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -89,7 +89,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""By family: the defaults of its class of configuration in transformers 5."""
+"""By family: the defaults of its configuration class in transformers 5."""
 
 COMMON_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -103,7 +103,7 @@ COMMON_NAMES: Mapping[str, str] = MappingProxyType(
         "initializer_range": "initializer_range",
     }
 )
-"""What most families call the settings that models have in common, by the fields that hold them."""
+"""Most families' names of the common settings, by field."""
 
 _TEXTBOOK = {
     "max_position_embeddings": "n_positions",
@@ -118,18 +118,18 @@ ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         **{name: {"hidden_activation": "hidden_act"} for name in ("gemma2", "gemma3_text", "modernbert")},
     }
 )
-"""By family: further names of settings, and what they are called here."""
+"""By family: other names of settings, and their names here."""
 
 
 def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
-    """Give a config.json with one name for each setting, and with defaults for those that it leaves out."""
+    """Return a config.json with one name per setting, and with defaults for missing settings."""
     family = json.get("model_type")
     if not isinstance(family, str) or family not in families:
         raise LanguageModelError(
             f"config.json sets model_type={format_value(family)}; use {' or '.join(map(repr, families))}"
         )
     names = ALIASES.get(family, {})
-    # A family with another name for the activation does not read the common one, which some files hold beside it.
+    # A family with its own name for the activation ignores the common one, which some files have too.
     unread = ("hidden_act",) if "hidden_activation" in names else ()
     settings = {key: value for key, value in json.items() if key not in (*names, *unread)}
     settings |= {names[key]: value for key, value in json.items() if key in names and value is not None}
@@ -148,18 +148,18 @@ def required(json: Mapping[str, Any], key: str) -> Any:
 
 
 def read_fields(json: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Read settings that have no default, by the fields that hold them."""
+    """Read settings that have no default, by field."""
     return {field: required(json, key) for field, key in names.items()}
 
 
 def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
-    """Read a setting; null, as transformers writes it, is as good as none."""
+    """Read a setting; null, which transformers writes, counts as missing."""
     value = json.get(key)
     return default if value is None else value
 
 
 def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
-    """Read a setting that has two names, of which versions of transformers read one or the other."""
+    """Read a setting with two names, one or the other of which each version of transformers reads."""
     value = optional(json, key, default)
     if optional(json, other, value) != value:
         raise LanguageModelError(
@@ -170,7 +170,7 @@ def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> A
 
 
 def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
-    """Refuse a setting that would change what the model computes and is not implemented."""
+    """Refuse a setting that would change the model's computation and is not implemented."""
     value = json.get(key)
     if value is not None and value not in accepted:
         raise LanguageModelError(
@@ -183,7 +183,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:
-    """Give the layers that have a window, of a kind for each layer."""
+    """Return the layers with a window, from the kind of each layer."""
     if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
         raise LanguageModelError(
             f"config.json of a {json.get('model_type')!r} model sets layer_types={kinds!r:.200}; name {SLIDING!r} or "
@@ -193,5 +193,5 @@ def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[in
 
 
 def layer_types(windowed: Sequence[int], depth: int) -> list[str]:
-    """Give a kind for each layer."""
+    """Return the kind of each layer."""
     return [SLIDING if layer in windowed else FULL for layer in range(depth)]

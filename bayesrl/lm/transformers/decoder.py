@@ -1,4 +1,4 @@
-"""`Decoder`: embeddings, blocks, a norm and a head, which is what every causal family is made of."""
+"""`Decoder`: embeddings, blocks, a norm and a head, the parts of every causal family."""
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from bayesrl.typing import PRNGKey
 
 
 class DecoderConfig(Config):
-    """What a `Decoder` needs to know beside its blocks.
+    """The configuration of a `Decoder` beyond its blocks.
 
     Args:
         tied: whether the logits use the table of the tokens.
@@ -33,7 +33,7 @@ class DecoderConfig(Config):
 
     @property
     def embedding_scale(self) -> float:
-        """What embedded tokens are multiplied by."""
+        """The factor of embedded tokens."""
         return 1.0
 
     @property
@@ -49,11 +49,11 @@ class Decoder(CausalLM):
 
     Args:
         config: its shape.
-        token: table of tokens; the head too where that is None.
+        token: table of tokens; it is also the head if `head` is None.
         position: table of positions, or None.
-        blocks: one after another.
-        norm: behind them.
-        head: gives logits, or None.
+        blocks: the blocks, in order.
+        norm: the norm after the blocks.
+        head: maps to logits, or None.
     """
 
     config: eqx.AbstractVar[DecoderConfig]
@@ -122,5 +122,5 @@ class Decoder(CausalLM):
         return self.norm(x), slots.updated_cache(cache, keys, values)
 
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
-        """Give the logits in float32; see `CausalLM.logits`."""
+        """Return the logits in float32; see `CausalLM.logits`."""
         return soft_cap((self.token if self.head is None else self.head).scores(hidden), self.config.cap)

@@ -58,7 +58,7 @@ class GPT2Config(DecoderConfig):
     @classmethod
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
-        """Read what transformers writes as config.json."""
+        """Read the config.json of transformers."""
         json = with_defaults(json, ("gpt2",))
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
@@ -67,7 +67,7 @@ class GPT2Config(DecoderConfig):
 
     @property
     def learned_positions(self) -> bool:
-        """There is a table of positions."""
+        """Whether there is a table of positions: always."""
         return True
 
     def layout(self, layer: int) -> Layout:
@@ -77,7 +77,7 @@ class GPT2Config(DecoderConfig):
         return self._layout(layer, inner=inner, norm="layer", joined="stacked", **biases)
 
     def to_json(self) -> dict[str, Any]:
-        """Give what transformers reads as config.json."""
+        """Return the config.json for transformers."""
         own = {"architectures": ["GPT2LMHeadModel"], "n_ctx": self.max_length, "n_inner": self.inner}
         return {"model_type": self.model_type, **own, **{key: getattr(self, name) for name, key in _NAMES.items()}}
 

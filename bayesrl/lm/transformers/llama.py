@@ -70,7 +70,7 @@ _NORMS = {
 
 
 def _feeding(config: LlamaConfig, name: str, path: str) -> Iterator[CheckpointTensor]:
-    """List the arrays of a feed-forward layer, or of several to choose from."""
+    """List the arrays of a feed-forward layer, or of several experts."""
     if config.experts:
         yield CheckpointTensor(f"{name}.block_sparse_moe.gate.weight", f"{path}.experts.router.weight")
         for each in range(config.experts):

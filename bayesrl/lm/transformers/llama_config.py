@@ -1,4 +1,4 @@
-"""The shapes of Llama and its relatives: what config.json says, and what only the name of a family tells."""
+"""The shapes of Llama and its relatives: the settings of config.json, and the traits that follow from the family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,18 +30,18 @@ _PLAIN = Rope()
 
 
 class DecoderTraits(NamedTuple):
-    """What no config.json says, since every model of a family has it.
+    """The traits that every model of a family has, which config.json therefore leaves out.
 
     Args:
         architecture: the name of the class in transformers.
         norm: kind of the norms.
-        norms: where they stand in a block.
+        norms: their places in a block.
         query_key_norm: how queries and keys are normalized.
-        joined: whether one matrix gives queries, keys and values; see `Layout`.
+        joined: whether one matrix makes queries, keys and values; see `Layout`.
         gated: how the feed-forward layer is gated.
         scaled: whether embedded tokens are multiplied by √width.
         biased: whether the feed-forward layer has biases.
-        layers: whether config.json may give each layer a kind of attention of its own.
+        layers: whether config.json may set the kind of attention per layer.
         partial: whether some coordinates of a head may stay unturned.
     """
 
@@ -95,26 +95,26 @@ class LlamaConfig(DecoderConfig):
         width: length of the residual stream.
         depth: how many blocks.
         heads: attention heads per block.
-        kv_heads: how many of keys and values they share; divides `heads`.
+        kv_heads: heads of keys and values, which the attention heads share; divides `heads`.
         inner: width of the feed-forward layer.
-        head_dim: length of a query; 0 is width/heads.
+        head_dim: length of a query; 0 means width/heads.
         rope: how fast positions turn.
-        local_rope: the same in layers with a window, where that is another; or None.
+        local_rope: the same in layers with a window, if that differs; else None.
         window: how many tokens a layer with a window sees.
-        windowed: the layers that have one.
+        windowed: the layers with a window.
         unturned: the layers whose positions do not turn.
         activation: of the feed-forward layer, by its name in transformers.
         epsilon: of the norms.
         attention_bias: whether queries, keys and values have a bias.
-        output_bias: whether what attention writes has one.
+        output_bias: whether the output of attention has one.
         feeding_bias: whether the feed-forward layer has one.
         query_key_norm: whether queries and keys are normalized.
-        parallel: whether attention and feeding read the residual stream before either has written to it.
-        query_scale: scores are divided by its root; 0 is `head_dim`.
+        parallel: whether attention and feed-forward layer read the residual stream before either writes to it.
+        query_scale: its square root divides the scores; 0 means `head_dim`.
         score_cap: bound of the scores; 0 for no bound.
         logit_cap: bound of the logits; 0 for no bound.
-        experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
-        chosen: how many of them each token has.
+        experts: number of feed-forward layers to choose from; 0 means a single one, without choice.
+        chosen: how many of them each token uses.
         tied: whether the logits use the table of the tokens.
         initializer_range: standard deviation of random weights.
         model_type: the family, by its name in transformers.
@@ -184,12 +184,12 @@ class LlamaConfig(DecoderConfig):
 
     @property
     def traits(self) -> DecoderTraits:
-        """What follows from the family."""
+        """The traits of the family."""
         return DECODER_FAMILIES[self.model_type]
 
     @property
     def embedding_scale(self) -> float:
-        """What embedded tokens are multiplied by."""
+        """The factor of embedded tokens."""
         return self.width**0.5 if self.traits.scaled else 1.0
 
     @property
@@ -210,7 +210,7 @@ class LlamaConfig(DecoderConfig):
     @classmethod
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
-        """Read what transformers writes as config.json."""
+        """Read the config.json of transformers."""
         json = with_defaults(json, DECODER_FAMILIES)
         family, traits = json["model_type"], DECODER_FAMILIES[json["model_type"]]
         refuse(json, "use_bidirectional_attention", False)
@@ -246,7 +246,7 @@ class LlamaConfig(DecoderConfig):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give what transformers reads as config.json."""
+        """Return the config.json for transformers."""
         settings = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
@@ -270,7 +270,7 @@ def _with_family_names(settings: dict[str, Any], config: LlamaConfig) -> dict[st
         settings["layer_norm_eps"] = settings.pop("rms_norm_eps")
         settings |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
     elif "head_dim" not in DEFAULTS[family] and config.head_dim * config.heads == config.width:
-        del settings["head_dim"]  # it follows, and files have null for it, or nothing
+        del settings["head_dim"]  # follows from the rest; files of the family have null or nothing
     if family in _LATER:
         settings["hidden_activation"] = settings.pop("hidden_act")
     if config.local_rope is not None:
@@ -312,11 +312,11 @@ _OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = Mappi
         "num_experts_per_tok": (("mixtral",), lambda config: config.chosen),
     }
 )
-"""Settings that only some families have: which, and what they are."""
+"""Settings that only some families have, by family."""
 
 
 def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
-    """Read how positions turn, and how in layers with a window where that is told apart."""
+    """Read the rope of all layers, and the separate one of layers with a window, if there is one."""
     settings = json.get("rope_parameters")
     by_kind = isinstance(settings, Mapping) and (FULL in settings or SLIDING in settings)
     if json["model_type"] == "gemma3_text" and settings and not by_kind:

@@ -1,4 +1,4 @@
-"""Which model reads which kind of checkpoint."""
+"""Map each kind of checkpoint to the model that reads it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,8 +17,8 @@ class Family(NamedTuple):
     """A kind of checkpoint.
 
     Args:
-        config: what reads its config.json.
-        model: what holds its arrays.
+        config: the class that reads its config.json.
+        model: the class that has its arrays.
     """
 
     config: type[Config]

@@ -1,4 +1,4 @@
-"""`TransformerBlock`: attention and a feed-forward layer; `Layout` says in which of the ways that families know."""
+"""`TransformerBlock`: attention and a feed-forward layer; `Layout` selects the variant of the family."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,27 +28,27 @@ class Layout:
         width: length of the residual stream.
         inner: width of the feed-forward layer.
         heads: attention heads.
-        kv_heads: how many of keys and values they share.
+        kv_heads: heads of keys and values, which the attention heads share.
         head_dim: length of a query.
         activation: of the feed-forward layer, by its name in transformers.
         epsilon: of the norms.
         norm: "rms"; "rms_plus_one", whose weight is added to 1; or "layer".
-        norms: where they stand: before or after attention and feeding.
-        norm_of_sums: whether those that stand after are of the residual stream, as BERT has them, not of what is added.
+        norms: their places: before or after attention and feed-forward layer.
+        norm_of_sums: whether the norms after a part apply to the residual stream, as in BERT, not to the part's output.
         norm_bias: whether norms of kind "layer" have a bias.
-        query_key_norm: "head", where each query and key is normalized; "whole", all heads of them at once; or "".
+        query_key_norm: "head" normalizes each query and key; "whole" normalizes all heads at once; or "".
         joined: whether one matrix gives queries, keys and values: "", "stacked" one after another, or "by_head".
         gated: "", "apart" from what it gates, or "joined" with it in one matrix.
         attention_bias: whether queries, keys and values have a bias.
-        output_bias: whether what attention writes has one.
+        output_bias: whether the output of attention has one.
         feeding_bias: whether the feed-forward layer has one.
-        parallel: whether both parts read the residual stream before either has written to it.
-        rope: how its positions turn; None where they do not.
-        window: how many tokens each sees, itself included; 0 is all. In both directions, tokens this near.
-        scale: of the scores; 0 is 1/√head_dim.
+        parallel: whether both parts read the residual stream before either writes to it.
+        rope: how its positions turn; None if they do not.
+        window: how many tokens each token sees, itself included; 0 means all. An encoder sees as far in both directions.
+        scale: of the scores; 0 means 1/√head_dim.
         cap: bound of the scores; 0 for no bound.
-        experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
-        chosen: how many of them each token has.
+        experts: number of feed-forward layers to choose from; 0 means a single one, without choice.
+        chosen: how many of them each token uses.
     """
 
     width: int
@@ -100,7 +100,7 @@ class Layout:
 
 
 class AttentionInputs(NamedTuple):
-    """What the new tokens of a layer may look at, and how their positions turn.
+    """What the new tokens of a layer may attend to, and how their positions turn.
 
     Args:
         visible: which slots each token sees, [n, sight].
@@ -177,7 +177,7 @@ class TransformerBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None = None, layer: int = 0
     ) -> tuple[Float[Array, "n width"], Array, Array]:
-        """Give the residual stream after the block, and the layer's keys and values."""
+        """Return the residual stream after the block, and the layer's keys and values."""
         out, keys, values = self._attend(_apply(self.before_attention, x), sight, cache, layer)
         if self.layout.norm_of_sums:
             x = _apply(self.after_attention, x + out)
@@ -199,7 +199,7 @@ class TransformerBlock(eqx.Module):
         return self.output(out), keys, values
 
     def _project(self, x: Float[Array, "n width"]) -> tuple[Array, Array, Array]:
-        """Give queries, keys and values, [n, heads, head_dim]."""
+        """Return queries, keys and values, [n, heads, head_dim]."""
         layout, n = self.layout, x.shape[0]
         if self.mix is not None:
             mixed = self.mix(x)

@@ -1,4 +1,4 @@
-"""`Experts`: feed-forward layers of which each token chooses some."""
+"""`Experts`: several feed-forward layers, of which each token chooses some."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ class Experts(eqx.Module):
 
         y = Σ_{e ∈ chosen} p_e·expert_e(x),   p = softmax(R·x), made to sum to 1 over the chosen
 
-    Every expert is computed for every token and weighted, most of them by 0, which needs no sorting of tokens.
+    Every expert runs for every token, most with weight 0, so that tokens need no sorting by expert.
 
     Args:
         router: R.

@@ -14,10 +14,10 @@ from bayesrl.errors import LanguageModelError
 
 
 class Cache(eqx.Module):
-    """What a causal model keeps of the tokens that it was fed: one slot for each, padding included.
+    """Keys and values of the tokens so far: one slot per token, padding included.
 
-    `length` and `count` may be Python integers. While they are, attention looks only at the slots in use, which
-    makes a prefill as cheap as attention without a cache; as arrays, they let one compiled step serve all lengths.
+    `length` and `count` may be Python integers. Attention then covers only the slots in use, which makes a prefill as
+    cheap as attention without a cache. As arrays, they let one compiled step serve all lengths.
 
     Args:
         keys: per layer, [capacity, kv_heads, head_dim].
@@ -35,13 +35,13 @@ class Cache(eqx.Module):
 
     @classmethod
     def empty(cls, layers: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> "Cache":
-        """Make a cache with nothing in it."""
+        """Make an empty cache."""
         slots = tuple(jnp.zeros((capacity, kv_heads, head_dim), dtype) for _ in range(layers))
         return cls(slots, slots, jnp.zeros(capacity, bool))
 
     @property
     def capacity(self) -> int:
-        """How many slots there are."""
+        """Number of slots."""
         return self.mask.shape[0]
 
     @property
@@ -64,7 +64,7 @@ class Cache(eqx.Module):
 
 
 class TokenSlots(NamedTuple):
-    """Where new tokens stand, and what each of them may look at.
+    """The slots of new tokens, and what each of them may attend to.
 
     Args:
         positions: place among the real tokens, [n]; 0 for padding before them.
@@ -72,7 +72,7 @@ class TokenSlots(NamedTuple):
         mask: `Cache.mask` with the new tokens, [capacity].
         count: `Cache.count` with the new tokens.
 
-    Padding has the place of the real token before it, which nothing looks at.
+    Padding has the position of the real token before it, but no token attends to padding.
     """
 
     positions: Int[Array, "n"]
@@ -81,19 +81,19 @@ class TokenSlots(NamedTuple):
     num_tokens: Int[Array, ""]
 
     def visible_within(self, window: int) -> Bool[Array, "n sight"]:
-        """Tell which slots each token sees if only `window` tokens are near enough, itself included; 0 sees all."""
+        """Return which slots each token sees within a window of `window` tokens, itself included; 0 sees all."""
         if window == 0:
             return self.visible
         places = jnp.cumsum(self.mask[: self.visible.shape[1]], dtype=jnp.int32) - 1
         return self.visible & (self.positions[:, None] - places[None, :] < window)
 
     def updated_cache(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
-        """Give the cache with the new tokens in it, from the keys and values of each layer."""
+        """Return the cache with the new tokens in it, from the keys and values of each layer."""
         return Cache(tuple(keys), tuple(values), self.mask, cache.length + self.visible.shape[0], self.num_tokens)
 
 
 def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
-    """Place n new tokens behind those in a cache; a token sees itself and the real ones before it."""
+    """Place n new tokens after those in a cache; a token sees itself and the real tokens before it."""
     n = mask.shape[0]
     start = cache.length
     if n > cache.capacity or (isinstance(start, int) and start + n > cache.capacity):
@@ -111,10 +111,10 @@ def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
 def write_slots(
     slots: Shaped[Array, "capacity *slot"], new: Shaped[Array, "n *slot"], start: int | Int[Array, ""]
 ) -> Array:
-    """Write new slots behind those in use, [capacity, ...]."""
+    """Write new slots after those in use, [capacity, ...]."""
     new = new.astype(slots.dtype)
     if isinstance(start, int):
-        # `dynamic_update_slice` becomes a scatter under vmap; pieces put together stay what they are.
+        # `dynamic_update_slice` would become a scatter under vmap; a concatenation stays one.
         return jnp.concatenate([slots[:start], new, slots[start + new.shape[0] :]])
     return lax.dynamic_update_slice_in_dim(slots, new, start, 0)
 
@@ -127,7 +127,7 @@ def _attend_one(
     scale: float,
     cap: float,
 ) -> Float[Array, "1 width"]:
-    """Let one token look, without products of matrices: of one row they cost more to lay out than to compute."""
+    """Attend from one token without matrix products, which for one row cost more to lay out than to compute."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) * scale
     scores = soft_cap((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
@@ -143,7 +143,7 @@ def _attend_capped(
     scale: float,
     cap: float,
 ) -> Float[Array, "n width"]:
-    """Let tokens look with bounded scores, which JAX's own attention has not."""
+    """Attend with bounded scores, which JAX's own attention does not have."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(query.shape[0], keys.shape[1], -1, query.shape[-1])
     scores = jnp.einsum("nkgd,skd->kgns", shared, keys, preferred_element_type=wide) * scale
@@ -153,7 +153,7 @@ def _attend_capped(
 
 
 def soft_cap(scores: Float[Array, "*n"], cap: float) -> Float[Array, "*n"]:
-    """Give cap·tanh(scores / cap), which stays within ±cap; 0 leaves them as they are.
+    """Return cap·tanh(scores / cap), which stays within ±cap; a cap of 0 leaves scores as they are.
 
     References:
         Gemma Team (2024), "Gemma 2", section 2.
@@ -172,25 +172,25 @@ def attend(
     scale: float = 0.0,
     cap: float = 0.0,
 ) -> tuple[Float[Array, "n width"], Array, Array]:
-    """Let n new tokens look at themselves and at what a layer of the cache holds.
+    """Attend from n new tokens to themselves and to the tokens in a layer of the cache.
 
         out_i = Σ_j softmax_j(scale·q_i·k_j) v_j,   over the slots j that `visible` lets i see
 
-    Several query heads share a key head where there are fewer of those. The softmax is taken in float32. A token
-    that sees nothing, which only padding does, gets a finite average.
+    If there are fewer key heads than query heads, several query heads share one. The softmax is in float32. A token
+    that sees nothing, which happens only to padding, gets a finite average.
 
     Args:
         query: [n, heads, head_dim].
         key: [n, kv_heads, head_dim].
         value: [n, kv_heads, head_dim].
         visible: from `allocate_slots`, or of a whole text.
-        cache: what came before; None where nothing did, and nothing follows.
+        cache: of the earlier tokens; None if there are none, and none follow.
         layer: which of its layers.
         scale: of the scores; 0 is 1/√head_dim.
         cap: bounds the scores; see `soft_cap`.
 
     Returns:
-        out, [n, heads·head_dim]; and the layer's keys and values with the new ones in them.
+        The output, [n, heads·head_dim]; and the layer's keys and values, including the new ones.
 
     References:
         Vaswani et al. (2017), "Attention is all you need", equation 1; Ainslie et al. (2023), "GQA", section 2.2.
@@ -202,13 +202,13 @@ def attend(
             write_slots(cache.values[layer], value, cache.length),
         )
     sight = visible.shape[1]
-    # With nothing before them the new keys are all there is: XLA need not wait for the cache to be written.
+    # Without earlier tokens, use the new keys directly, so that XLA need not wait for the write into the cache.
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
     scale = scale or 1 / math.sqrt(query.shape[-1])
     if query.shape[0] == 1 and sight > 1:
         return _attend_one(query[0], *seen, visible[0], scale, cap), keys, values
     if cap:
         return _attend_capped(query, *seen, visible, scale, cap), keys, values
-    # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
+    # JAX masks scores by a large negative number, not by -inf, so rows that see nothing stay finite.
     out = jax.nn.dot_product_attention(query, *seen, mask=visible[None], scale=scale)
     return out.reshape(query.shape[0], -1), keys, values

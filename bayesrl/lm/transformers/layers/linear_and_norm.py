@@ -39,11 +39,11 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "linear": lambda x: x,
     }
 )
-"""The names that transformers has, several of them for one function; those that hold weights are not among them."""
+"""The activation names of transformers, some for the same function, without activations that have weights."""
 
 
 def find_activation(name: str) -> Callable[[Array], Array]:
-    """Give the activation function of a name that transformers uses."""
+    """Return the activation function for a name of transformers."""
     if name not in ACTIVATIONS:
         raise LanguageModelError(f"unknown activation {name!r}; bayesrl knows {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -59,8 +59,8 @@ class Linear(eqx.Module):
 
         y = W·x + b + factor·U·(D·x)
 
-    The path is computed in the dtype of D and U, which may be wider
-    than that of W: a bfloat16 model can be trained through float32 adapters.
+    The path is computed in the dtype of D and U, which may be wider than that of W, so that float32 adapters can
+    train a bfloat16 model.
 
     Args:
         weight: W, [out, in].
@@ -99,7 +99,7 @@ class Linear(eqx.Module):
         return y
 
     def scores(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
-        """Map the last axis, and give the result in float32 at least."""
+        """Map the last axis, with a result of at least float32."""
         y = scores(self.weight, x)
         if self.bias is not None:
             y = y + self.bias
@@ -117,7 +117,7 @@ class Linear(eqx.Module):
 
 
 def is_linear(part: Any) -> bool:
-    """Tell whether a part of a model is a `Linear`: the leaf to stop at in `jax.tree.map`."""
+    """Whether a part of a model is a `Linear`, as the `is_leaf` of `jax.tree.map`."""
     return isinstance(part, Linear)
 
 
@@ -128,7 +128,7 @@ def merge_adapters[Model](model: Model) -> Model:
         model: any pytree with `Linear` parts.
 
     Returns:
-        the same function, but for rounding, without low-rank paths.
+        The same function up to rounding, without low-rank paths.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,12 +160,12 @@ class Embedding(eqx.Module):
         return self.weight[rows]
 
     def scores(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n rows"]:
-        """Give the inner products with all rows, summed in float32."""
+        """Return the inner products with all rows, summed in float32."""
         return scores(self.weight, hidden)
 
 
 def scores(weight: Float[Array, "rows width"], hidden: Float[Array, "*n width"]) -> Float[Array, "*n rows"]:
-    """Give W·h in float32 (float64 where the weights are), whatever the dtype of W and h."""
+    """Return W·h in float32 (float64 if the weights are), whatever the dtype of W and h."""
     wide = jnp.promote_types(weight.dtype, jnp.float32)
     return jnp.matmul(hidden, weight.T, preferred_element_type=wide)
 
@@ -197,7 +197,7 @@ class LayerNorm(eqx.Module):
 class RMSNorm(eqx.Module):
     """x / √(mean x² + ε) · (w + offset) over the last axis, the statistics in float32.
 
-    Gemma's checkpoints hold what is to be added to 1: their `offset` is 1, and what is multiplied is float32.
+    Gemma's checkpoints store w with `offset` 1, and multiply in float32.
 
     References:
         Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4.

@@ -1,4 +1,4 @@
-"""`Rope`: how fast the positions of rotary embeddings turn, as a checkpoint tells it, and the turning."""
+"""`Rope`: the frequencies of rotary embeddings, as in a checkpoint, and the rotation itself."""
 
 import logging
 import math
@@ -41,16 +41,16 @@ class Rope:
     Args:
         theta: the base.
         kind: "default"; "linear", ω/factor; "llama3" and "yarn", which stretch only slow turns; "dynamic", which
-            stretches beyond the context alone and so leaves ω as it is within; or "longrope", ω/`short`.
-        factor: by how much.
+            stretches only beyond the context and so leaves ω unchanged within; or "longrope", ω/`short`.
+        factor: of the stretch.
         low: pairs that come round less often than this within `original` tokens are stretched in full.
         high: pairs that come round more often are left alone.
         original: the context length before the stretch, in tokens.
         share: of the coordinates of a head that turn, the first ones.
         sharpness: multiplies turned queries and keys ("yarn", "longrope").
         truncate: whether the bounds of "yarn" are rounded to whole pairs.
-        short: what each ω is divided by within the original context ("longrope").
-        long: the same beyond it, which is kept and not used: a text's density must not depend on later tokens.
+        short: the divisor of each ω within the original context ("longrope").
+        long: the same beyond it; stored but not used, because a text's density must not depend on later tokens.
 
     References:
         Su et al. (2021), "RoFormer", equation 15; Dubey et al. (2024), "The Llama 3 herd of models", section 3.2;
@@ -70,7 +70,7 @@ class Rope:
     long: tuple[float, ...] = ()
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Give ω, in radians per token, [share·head_dim/2]."""
+        """Return ω, in radians per token, [share·head_dim/2]."""
         turning = int(head_dim * self.share)
         turns = 1.0 / self.theta ** (np.arange(0, turning, 2) / turning)
         if self.kind == "linear":
@@ -78,7 +78,7 @@ class Rope:
         if self.kind == "longrope":
             return turns / np.asarray(self.short)
         if self.kind == "llama3":
-            # The share left alone is linear in 1/wavelength between the two bounds.
+            # Between the two bounds, the unstretched share is linear in 1/wavelength.
             share = (self.original * turns / (2 * math.pi) - self.low) / (self.high - self.low)
         elif self.kind == "yarn":
             share = 1 - self._ramp(turning)
@@ -100,7 +100,7 @@ class Rope:
         return (np.arange(turning // 2) - first) / ((last - first) or 0.001)
 
     def rotation(self, positions: Int[Array, "n"], head_dim: int) -> Rotation:
-        """Give the turns of n positions, in float32 at least."""
+        """Return the turns of n positions, in at least float32."""
         turns = jnp.asarray(self.frequencies(head_dim), jnp.float32)
         angles = (positions[:, None].astype(turns.dtype) * turns)[:, None]
         if self.sharpness == 1:
@@ -120,9 +120,9 @@ class Rope:
 
         Args:
             json: config.json.
-            parameters: the parameters of a kind of layer, where each has its own.
-            theta: the base where none is told.
-            share: of the coordinates that turn where none is told.
+            parameters: the parameters of one kind of layer, if each kind has its own.
+            theta: the default base.
+            share: the default share of the coordinates that turn.
         """
         if parameters is None:
             parameters = json.get("rope_parameters") or json.get("rope_scaling") or {}
@@ -156,7 +156,7 @@ class Rope:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """Give the settings in the words of old and new versions of transformers."""
+        """Return the settings under their names in old and new versions of transformers."""
         settings: dict[str, Any] = {"rope_type": self.kind}
         if self.kind != "default":
             settings["factor"] = self.factor
@@ -180,11 +180,11 @@ class Rope:
 
 
 def _stretch(kind: str, params: Mapping[str, Any], json: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what belongs to one kind of stretch; KeyError where it is not told."""
+    """Read the settings of one kind of stretch; a missing one raises KeyError."""
     if kind in ("linear", "dynamic"):
         return {"factor": _positive("factor", params["factor"])}
     length = json.get("max_position_embeddings")
-    # A length beside the parameters is the one that counts, as Phi-3 has it.
+    # A length outside the parameters takes precedence, as in Phi-3.
     base = json.get("original_max_position_embeddings") or params.get("original_max_position_embeddings") or length
     original = int(_positive("original_max_position_embeddings", base))
     if kind == "llama3":
@@ -233,7 +233,7 @@ def _positive(name: str, value: Any) -> float:
 
 
 def apply_rotary(x: Float[Array, "n heads head_dim"], rotation: Rotation) -> Float[Array, "n heads head_dim"]:
-    """Rotation each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
+    """Rotate each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
 
     References:
         Su et al. (2021), "RoFormer", equation 34, with the pairs laid out in halves as Llama's checkpoints have them.
