@@ -115,7 +115,7 @@ __all__ = [
 if not TYPE_CHECKING:  # type checkers read the imports above, and so know which names there are
 
     def __getattr__(name: str) -> Any:
-        """Import a public name, or a module of the library, when it is first asked for."""
+        """Import a public name, or a module of the library, at its first use."""
         whole = f"{__name__}.{name}"
         if name not in _HOME and (name.startswith("_") or importlib.util.find_spec(whole) is None):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -198,8 +198,8 @@ def log_prior_ratio(
 ) -> tuple[Array | None, Array | None]:
     """Return log π₀ − log q of an action site where it can be had more accurately than by subtracting two totals.
 
-    That is so for families with a direct form, and for sites with so many elements that two large sums
-    lose digits which a sum of differences keeps.
+    This covers families with a direct form, and sites with many elements, where two large sums lose
+    digits that a sum of differences keeps.
 
     Returns:
         The ratio, or None if the difference is as good; and a bound on the single-precision error of the ratio or

@@ -1,1 +1,1 @@
-"""What a fit gives, its draws and actions, and how it is told to ArviZ."""
+"""The result of a fit: its posterior, draws and actions, and its form for ArviZ."""

@@ -20,8 +20,8 @@ from bayesrl.typing import Numbers, Params, PRNGKey
 
 MOST_AT_ONCE = 1024
 _NUMBERS_AT_ONCE = 2**22
-"""Limits of a batch: so many draws, or so many numbers in all. The batch size does not depend on the number of draws
-that a caller wants, so one compiled program serves every call."""
+"""Limits of a batch, in draws and in numbers. The batch size does not depend on the number of draws that a caller
+wants, so one compiled program serves every call."""
 
 
 def batch_of(structure: Structure) -> int:

@@ -60,7 +60,7 @@ def init(
         is read once, when `step` is traced.
 
     Raises:
-        PolicyError, GuideError, ObjectiveError: the programs cannot be fitted as asked.
+        PolicyError, GuideError, ObjectiveError: the programs cannot be fitted with these options.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, bayesrl

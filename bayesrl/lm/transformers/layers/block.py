@@ -44,7 +44,7 @@ class Layout:
         feeding_bias: whether the feed-forward layer has one.
         parallel: whether both parts read the residual stream before either writes to it.
         rope: how its positions turn; None if they do not.
-        window: how many tokens each token sees, itself included; 0 means all. An encoder sees as far in both directions.
+        window: how many tokens each token sees, itself included; 0 means all. In an encoder, this far to each side.
         scale: of the scores; 0 means 1/√head_dim.
         cap: bound of the scores; 0 for no bound.
         experts: number of feed-forward layers to choose from; 0 means a single one, without choice.
@@ -114,7 +114,7 @@ class AttentionInputs(NamedTuple):
 def attention_inputs(
     blocks: Sequence["TransformerBlock"], positions: Int[Array, "n"], visible: Callable[[int], Bool[Array, "n sight"]]
 ) -> dict[Any, AttentionInputs]:
-    """Give what each kind of layer, by its window and its rope, looks at: once for all layers of the kind."""
+    """Compute the inputs of each kind of layer, by its window and its rope, once for all layers of the kind."""
     kinds = {(block.layout.window, block.layout.rope): block.layout.head_dim for block in blocks}
     return {
         (window, rope): AttentionInputs(visible(window), None if rope is None else rope.rotation(positions, head_dim))
