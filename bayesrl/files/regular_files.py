@@ -45,6 +45,7 @@ def read_file(path: Path, *, most: int | None = None, linked: bool = False) -> b
     Raises:
         RunFolderError: it is not a regular file, is too large, or cannot be read.
     """
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY", *([] if linked else ["O_NOFOLLOW"]))
     most = most if most is not None else _memory()
     try:

@@ -118,6 +118,7 @@ def info_from_draws(
     num = len(shape) - len(programs.structure.context_shape)
     axes, size = tuple(range(num)), math.prod(shape[:num])
 
+    # A branch of probability 0 may have an infinite value, and 0 · inf would be nan.
     def mean(values: Array) -> Array:
         return values.mean() if weight is None else (weight * jnp.where(weight > 0, values, 0.0)).sum(1).mean()
 

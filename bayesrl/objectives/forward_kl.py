@@ -87,6 +87,7 @@ class ForwardKL(Objective):
         log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
         log_q = total(programs.log_q(params, draws), shape)
         moved = log_q - lax.stop_gradient(log_q)
+        # A draw of weight 0 may have a reward of −inf, and 0 · inf would be nan.
         gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
         # 0 with the gradient Σ ū ∇log q, whose mean is 0: a control variate.
         share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))

@@ -231,6 +231,7 @@ def _apply(
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
 
     params, opt_state = keep(params, old.params), keep(opt_state, old.opt_state)
+    # The first rate is 1, so the initial parameters drop out of the average.
     rate = (AVERAGING_POWER + 1) / (old.step + 1 + AVERAGING_POWER)
     average = jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), old.average, params)
     new = FitState(params, opt_state, average, old.skipped + ~fine, old.step + 1)

@@ -308,6 +308,7 @@ def _row(setup: Setup, state: State, sums: StepInfo) -> dict[str, np.ndarray]:
         return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
 
     betas = np.asarray(state.beta)
+    # Steps report J and KL up to log p(y), and J at the temperature of the step: correct both here.
     kl = np.asarray(sums.kl) + taken * setup.log_marginal
     objective = np.asarray(sums.objective) + (betas - setup.betas) * np.asarray(sums.kl)
     row = {
