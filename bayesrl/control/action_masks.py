@@ -13,7 +13,7 @@ METHOD = "action_masks"
 
 
 def mask_method(environment: Any) -> Callable[[], Any] | None:
-    """Find the method of an environment, or of a wrapper around it, that gives masks; None where there is none."""
+    """Find the method of an environment, or of a wrapper around it, that gives masks; None if there is none."""
     try:
         found = environment.get_wrapper_attr(METHOD)
     except AttributeError:
@@ -22,7 +22,7 @@ def mask_method(environment: Any) -> Callable[[], Any] | None:
 
 
 def read_mask(environment: Any, seen: Any, info: Any, *, within: bool) -> Any:
-    """Read the mask of a Gymnasium environment: `within` its observation, in `info`, by its method; or None."""
+    """Read the mask of a Gymnasium environment from its observation (`within`), `info` or its method; else None."""
     if within:
         return seen[MASK]
     if isinstance(info, dict) and MASK in info:
@@ -32,12 +32,12 @@ def read_mask(environment: Any, seen: Any, info: Any, *, within: bool) -> Any:
 
 
 def parse_mask(mask: Any, actions: Actions, name: str) -> np.ndarray:
-    """Give a mask as flags of finitely many actions, [actions].
+    """Turn a mask into one flag per action, [actions].
 
-    Where actions are several integers, a mask speaks of each action, or of the values of each integer in turn.
+    If an action is several integers, the mask has a flag for each action, or for each value of each integer in turn.
 
     Raises:
-        ControlError: it is of another shape.
+        ControlError: the mask has another shape.
     """
     assert actions.num is not None
     flags = np.asarray(mask)

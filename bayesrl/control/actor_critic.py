@@ -19,31 +19,31 @@ from bayesrl.typing import Params, PRNGKey
 @checked(ObjectiveError)
 @dataclass(frozen=True)
 class ActorCritic(Objective):
-    """Maximise J of a rollout; a learned value V of what is observed assigns credit to each action.
+    """Maximise J of a rollout; a learned value V of the observation assigns credit to each action.
 
-    With c_t = r_t + β·(log π₀ − log q)_t, π₀ being the `reference`, g_t = γ·(1 − terminated_t), and ρ_t the
-    ratio of q to the behaviour that drew a_t:
+    Let c_t = r_t + β·(log π₀ − log q)_t, where π₀ is the `reference`, g_t = γ·(1 − terminated_t), and ρ_t the
+    ratio of q to the policy that drew a_t:
 
         δ_t = c_t + g_t·V_{t+1} − V_t,   A_t = δ_t + λ·g_t·min(1, ρ_{t+1})·A_{t+1},
         gradient = E Σ_t weight_t · ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t) / β,
 
-    and V moves towards V_t + min(1, ρ_t)·A_t. Where the guide itself drew, ρ = 1 and the gradient is ∇log q·A.
-    It is unbiased for λ = 1 whatever V is; λ < 1 brings in V's errors, and much less noise.
-    Truncated episodes are bootstrapped with V, terminated ones are not.
+    and V moves towards V_t + min(1, ρ_t)·A_t. If the guide itself drew the actions, ρ = 1 and the gradient is
+    ∇log q·A. It is unbiased for λ = 1, whatever V is; λ < 1 brings in V's errors, but much less noise.
+    Truncated episodes bootstrap with V; terminated ones do not.
 
     Args:
         num_particles: episodes per step.
         trace: λ, in [0, 1].
-        clip: ε; None leaves ratios as they are.
-        reference: of the KL: the prior, or the policy that drew the batch, which makes each batch a step of mirror
-            descent (a trust region of width 1/β). J is reported against the prior in both cases; the metric
-            `update_kl` is how far each batch has moved the policy.
-        step_weights: weight_t = γᵗ is the gradient of J, which all but ignores what comes late in long episodes;
-            "equal" weights learn from all steps alike, a bias that deep RL usually accepts. Recorded steps are equal
-            anyway.
+        clip: ε; None does not clip ratios.
+        reference: the policy from which the KL is measured: the prior, or the policy that drew the batch, which makes
+            each batch a step of mirror descent (a trust region of width 1/β). J is reported against the prior in both
+            cases; the metric `update_kl` says how far each batch has moved the policy.
+        step_weights: "discounted" weights, γᵗ, give the gradient of J, which all but ignores late steps of long
+            episodes; "equal" weights learn from all steps alike, a bias that deep RL usually accepts. Recorded steps
+            always have equal weights.
 
     Raises:
-        ObjectiveError: on use, where the guide has no critic.
+        ObjectiveError: on use, if the guide has no critic.
 
     Example:
         >>> from bayesrl import control
@@ -51,9 +51,9 @@ class ActorCritic(Objective):
         64
 
     References:
-        Schulman, Moritz, Levine, Jordan & Abbeel (2016), equation 16, for the traces; Schulman et al. (2017),
-        equation 7, for clipping; Espeholt et al. (2018), section 4.1, for truncated ratios in traces; Thomas (2014),
-        "Bias in natural actor-critic algorithms", for the weights of steps.
+        Traces: Schulman, Moritz, Levine, Jordan & Abbeel (2016), equation 16. Clipping: Schulman et al. (2017),
+        equation 7. Truncated ratios in traces: Espeholt et al. (2018), section 4.1. Weights of steps: Thomas (2014),
+        "Bias in natural actor-critic algorithms".
     """
 
     num_particles: Count = 64
@@ -95,6 +95,7 @@ class ActorCritic(Objective):
             "critic_error": jnp.sqrt(error),
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
         }
+        # Only gradients flow through `gradient`; the value of the loss is −J/β, so histories show the objective.
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(metrics))
@@ -102,6 +103,7 @@ class ActorCritic(Objective):
     def _costs(self, draws: Draws, beta: Any, weight: Array) -> Array:
         """Give c_t in reward units, undiscounted, [particles, time]."""
         rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
+        # Scores carry γᵗ already, while traces discount by themselves.
         divisor = jnp.where(weight > 0, weight, 1.0)
         if self.reference == "prior":
             total = (rewards + beta * (draws.log_prior["action"] - draws.log_q["action"])) / divisor
@@ -110,7 +112,7 @@ class ActorCritic(Objective):
         return lax.stop_gradient(jnp.where(weight > 0, total, 0.0))
 
     def _advantages(self, cost: Array, value: Array, go_on: Array, kept: Array, counts: Array) -> Array:
-        """Give A_t, [particles, time]; zero where steps do not count."""
+        """Compute A_t, [particles, time]; zero at steps that do not count."""
         following = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], -1)
         delta = cost + go_on * following - value
 

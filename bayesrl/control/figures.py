@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 _DIRECTIONS = {"up": (0, 1), "right": (1, 0), "down": (0, -1), "left": (-1, 0)}
 FITTED, OPTIMAL = "#0b62a8", "#b35900"
-"""Colours of what was fitted or learned, and of the optimum."""
+"""Colours of the fitted or learned policy, and of the optimum."""
 
 
 @checked(ControlError)
 def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figure":
     """Draw two policies on the grid of a tabular problem, side by side: arrows by probability, colour by value.
 
-    With a horizon the first step is shown.
+    With a horizon, the figure shows the first step.
 
     Args:
-        mdp: with a layout.
-        fitted: shown left.
-        exact: shown right.
+        mdp: the problem; it needs a layout.
+        fitted: the policy on the left.
+        exact: the policy on the right.
 
     Raises:
         ControlError: the problem has no layout.
@@ -50,6 +50,7 @@ def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figur
     values = np.stack([value for value, _ in firsts])
     low, high = values.min(), values.max()
     for axis, (value, policy), colour in zip(axes, firsts, (FITTED, OPTIMAL), strict=True):
+        # The scale ends above the greatest value, so that no cell is too dark to show its arrows.
         draw_cells(axis, mdp, value, "Greys", (low, high + 0.6 * max(high - low, 1e-12)))
         draw_arrows(axis, mdp, policy, colour)
     return figure
@@ -60,9 +61,9 @@ def occupancy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Fi
     """Draw where two policies spend their time, as expected discounted visits of each cell.
 
     Args:
-        mdp: with a layout.
-        fitted: shown left.
-        exact: shown right.
+        mdp: the problem; it needs a layout.
+        fitted: the policy on the left.
+        exact: the policy on the right.
 
     Raises:
         ControlError: the problem has no layout.
@@ -85,7 +86,7 @@ def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
 
     Args:
         posterior: fitted or loaded.
-        name: of the metric.
+        name: the metric.
 
     Raises:
         ControlError: the history has no such metric.
@@ -108,10 +109,10 @@ def episode_strip(
     """Draw frames of one episode of a fitted policy in a real environment, evenly spaced.
 
     Args:
-        key: of the environment and of the policy; consumed whole.
+        key: random key for the environment and the policy; do not use it again.
         environment: id of a registered environment that renders as `rgb_array`.
-        posterior: fitted to it; the best restart is shown.
-        frames: how many.
+        posterior: a fit in that environment; the figure shows the best restart.
+        frames: number of frames.
         **options: keyword arguments for the environment.
 
     Raises:
@@ -138,6 +139,7 @@ def episode_strip(
     figure = Figure(figsize=(1.5 * len(chosen), 1.5), layout="constrained")
     for axis, index in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
         image = np.asarray(images[index])
+        # Thinned pixels keep the report small.
         axis.imshow(image[:: max(image.shape[0] // 200, 1), :: max(image.shape[1] // 300, 1)])
         axis.set_title(f"step {index}", fontsize=7)
         axis.set_axis_off()
@@ -146,7 +148,7 @@ def episode_strip(
 
 @checked(ControlError)
 def tabular_sections(mdp: TabularMDP) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
-    """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact.
+    """Make the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact.
 
     Example:
         >>> from bayesrl import control
@@ -190,7 +192,7 @@ def _numbers(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult, beta: float
 
 @checked(ControlError)
 def episode_sections(environment: str, **options: Any) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
-    """Give the report sections of fits in a real environment: the curve of returns, and frames of an episode.
+    """Make the report sections of fits in a real environment: the curve of returns, and frames of an episode.
 
     Example:
         >>> from bayesrl import control
@@ -216,7 +218,7 @@ def episode_sections(environment: str, **options: Any) -> Callable[[PRNGKey, Pos
 
 
 def _first_beta(posterior: Posterior) -> Posterior:
-    """Give the fit at the one temperature, or at the first of several."""
+    """Select the fit at the first temperature, or return a fit at one temperature as it is."""
     if posterior.beta is None or np.shape(posterior.beta) == ():
         return posterior
     return posterior.select(beta=float(np.asarray(posterior.beta)[0]))
@@ -237,7 +239,7 @@ def grid_cells(mdp: TabularMDP) -> Iterator[tuple[int, int, int]]:
 
 
 def grid_axes(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
-    """Begin a figure with a grid for each title, side by side, or one above the other where they are wide.
+    """Begin a figure with a grid for each title, side by side, or one above the other if they are wide.
 
     Raises:
         ControlError: the problem has no layout.

@@ -24,7 +24,7 @@ _UNBOUNDED = 1e14
 
 @dataclass(frozen=True, eq=False)
 class PlanResult:
-    """A policy and its value; an array of β adds its axes in front of all others.
+    """A policy and its value; an array of β adds its axes in front.
 
     Attributes:
         value: V(s), reward units: [states], or [horizon, states] with a horizon.
@@ -49,25 +49,26 @@ class PlanResult:
 
 @checked(ControlError)
 def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level = 1e-10) -> PlanResult:
-    """Find the optimum of KL-regularised control exactly.
+    """Solve KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
 
-    With a horizon by backward recursion; else sweeps are followed by Newton steps (soft policy iteration), until a
-    step changes no value by more than `tolerance` of the greatest. β = 0 gives the ordinary optimum among the
-    actions of the prior, ties split evenly; with discount 1, among policies that surely end.
+    A horizon is solved by backward recursion. Without one, sweeps come first and then Newton steps (soft policy
+    iteration), until a step changes no value by more than `tolerance` of the greatest. β = 0 gives the ordinary
+    optimum over the prior's actions, with ties split evenly; with discount 1, over policies that surely end.
 
     Args:
         mdp: the process.
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 is allowed.
-        tolerance: relative to the greatest value; Newton steps converge quadratically, so the last one is far below.
+        tolerance: relative to the greatest value; Newton steps converge quadratically, so the final error is far
+            smaller.
 
     Returns:
         `PlanResult`, with the axes of β in front.
 
     Raises:
-        ControlError: β is negative or not a number, or the tolerance not in (0, 1); with discount 1, the optimum has
-            no bound, since going on for ever pays; Newton steps do not converge.
+        ControlError: β is negative or not a number; the tolerance is not in (0, 1); with discount 1, the optimum has
+            no bound because going on for ever pays; the Newton steps do not converge.
 
     Example:
         >>> from bayesrl import control
@@ -76,7 +77,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
 
     References:
         Todorov (2009), "Efficient computation of optimal actions"; Levine (2018), "Reinforcement learning
-        and control as probabilistic inference", section 2; Puterman (1994), section 6.4, for policy iteration.
+        and control as probabilistic inference", section 2. Policy iteration: Puterman (1994), section 6.4.
     """
     betas = np.asarray(beta, float)
     tables = _Tables(mdp)
@@ -86,22 +87,22 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
 
 @checked(ControlError)
 def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: BetaOrZero = 0.0) -> PlanResult:
-    """Find the value of a policy, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
+    """Compute the value of a policy exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 
-    With a horizon by backward recursion, else by one sparse linear system.
+    A horizon takes a backward recursion; without one, the value solves one sparse linear system.
 
     Args:
         mdp: the process.
-        policy: probabilities, [states, actions], or [horizon, states, actions] with a horizon; or what was planned.
+        policy: probabilities, [states, actions], or [horizon, states, actions] with a horizon; or a `PlanResult`.
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 counts the reward alone.
 
     Returns:
-        `PlanResult`; where the policy comes to do what the prior never does, `kl` is inf and, for β > 0, `objective`,
-        `value` and `action_value` are −inf; `reward` is right all the same.
+        `PlanResult`. If the policy can take an action that the prior never takes, `kl` is inf and, for β > 0,
+        `objective`, `value` and `action_value` are −inf; `reward` stays right.
 
     Raises:
-        ControlError: the policy is no distribution or has the wrong shape; it never ends though it must; β is
-            negative or no number.
+        ControlError: the policy is not a distribution or has the wrong shape; it never ends though it must; β is
+            negative or not a number.
 
     Example:
         >>> from bayesrl import control
@@ -149,7 +150,8 @@ class _Tables:
         self.direct = mdp.num_states <= _MAX_DIRECT
 
     def look_ahead(self, value: np.ndarray) -> np.ndarray:
-        """Q = E[r + γ·V(s′)], [states, actions]; −inf where a successor's value is."""
+        """Compute Q = E[r + γ·V(s′)], [states, actions]; −inf if a successor's value is −inf."""
+        # In a product, 0·(−inf) would be nan for states that cannot follow.
         lost = np.isneginf(value)
         q: np.ndarray = self.rewards + self.mdp.discount * (self.steps @ np.where(lost, 0.0, value)).reshape(self.shape)
         if lost.any() and self.mdp.discount > 0:
@@ -157,11 +159,11 @@ class _Tables:
         return q
 
     def soften(self, q: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
-        """Give V and π for action values."""
+        """Compute V and π from action values."""
         if beta == 0:
             allowed = np.where(self.mdp.prior > 0, q, -np.inf)
             value = allowed.max(-1)
-            # Rounding splits ties by as much as the greatest value makes it.
+            # Rounding, which grows with the greatest value, splits ties.
             best = allowed >= value[:, None] - _TIE_TOLERANCE * max(np.abs(value).max(), self.most)
             return value, best / best.sum(-1, keepdims=True)
         scores = self.log_prior + q / beta
@@ -184,10 +186,10 @@ class _Tables:
         return self.result(probs, self.evaluate(probs), beta)
 
     def _stationary(self, beta: float, tolerance: float) -> np.ndarray:
-        """Newton's method on the soft Bellman equation after some sweeps: each step solves for a policy's value.
+        """Solve the soft Bellman equation by sweeps, then Newton steps, each of which solves for a policy's value.
 
         With discount 1 it starts at the prior's value: from a policy that ends, steps lead to policies that
-        end, unless going on for ever pays. From elsewhere, a greedy policy on the way may never end.
+        end, unless going on for ever pays. From elsewhere, the iteration may meet a greedy policy that never ends.
         """
         value = np.zeros(self.shape[0]) if self.mdp.discount < 1 else self._policy_value(self.mdp.prior, beta)
         value = self._sweep(value, beta, tolerance)
@@ -206,7 +208,7 @@ class _Tables:
         )
 
     def _sweep(self, value: np.ndarray, beta: float, tolerance: float) -> np.ndarray:
-        """Iterate the Bellman equation until no value moves, at most `_FIRST_SWEEPS` times."""
+        """Iterate the Bellman equation until no value changes, at most `_FIRST_SWEEPS` times."""
         for _ in range(_FIRST_SWEEPS):
             new = np.where(self.mdp.terminal, 0.0, self.soften(self.look_ahead(value), beta)[0])
             done = np.abs(new - value).max() <= tolerance * max(np.abs(new).max(), self.most, 1e-300)
@@ -230,7 +232,7 @@ class _Tables:
         )
 
     def _may_never_end(self, steps: sp.csr_array) -> np.ndarray:
-        """Whether a policy may go on for ever from each state, [states]; with a discount below 1 that is harmless."""
+        """Flag the states from which a policy may go on for ever, [states]; a discount below 1 makes that harmless."""
         if self.mdp.discount < 1:
             return np.zeros(self.shape[0], bool)
         return ~can_reach(steps, self.mdp.terminal)
@@ -238,10 +240,10 @@ class _Tables:
     def _solve(
         self, steps: sp.csr_array, columns: np.ndarray, visited: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Solve (1 − γ·P)·x = columns, and with the transpose for `visited`.
+        """Solve (1 − γ·P)·x = columns, and the transposed system for `visited`.
 
-        Where any state may follow any other, factors fill up and Krylov steps are few; on maps and chains it is the
-        other way round. A Krylov solution counts if its residual is a few roundings, as that of factors is.
+        If any state may follow any other, factors fill up and few Krylov steps are needed; on maps and chains it is
+        the other way round. A Krylov solution counts if its residual is as small as that of factors: a few roundings.
         """
         system = (sp.eye_array(self.shape[0]) - self.mdp.discount * steps).tocsr()
         wanted = [(system, column) for column in columns.T]
@@ -258,7 +260,7 @@ class _Tables:
         return factors.solve(columns), factors.solve(wanted[-1][1], trans="T")
 
     def evaluate(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give return and KL to come, and visits of states, each [(horizon,) states]."""
+        """Compute the return and KL to come, and the visits of states, each [(horizon,) states]."""
         alive, gamma = ~self.mdp.terminal, self.mdp.discount
         kl = np.where(alive, _kl_by_state(probs, self.mdp.prior), 0.0)
         earned = np.where(alive, (probs * self.rewards).sum(-1), 0.0)
@@ -287,14 +289,14 @@ class _Tables:
         return earned, np.where(lost, np.inf, finite_kl), visits[:-1]
 
     def _policy_transitions(self, probs: np.ndarray) -> sp.csr_array:
-        """P(s′ | s) under a policy, [states, states]; nothing leaves a terminal state."""
+        """Compute P(s′ | s) under a policy, [states, states]; nothing leaves a terminal state."""
         states, actions = self.shape
         rows = np.repeat(np.arange(states), actions)
         mix = sp.csr_array((probs.ravel(), (rows, np.arange(states * actions))), shape=(states, states * actions))
         return mix @ self.steps
 
     def result(self, probs: np.ndarray, values: tuple[np.ndarray, np.ndarray, np.ndarray], beta: float) -> PlanResult:
-        """Give the result of a policy at one temperature, from what `evaluate` gave."""
+        """Make the result of a policy at one temperature from what `evaluate` returned."""
         reward, kl, visits = values
         value = reward if beta == 0 else reward - beta * kl
         first = (lambda x: x) if self.mdp.horizon is None else (lambda x: x[0])
@@ -312,7 +314,7 @@ class _Tables:
 
 
 def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
-    """Solve by Bi-CGSTAB, restarted from the residual; None where a few rounds do not reach what rounding allows."""
+    """Solve by Bi-CGSTAB, restarted from the residual; None if a few rounds do not get down to rounding error."""
     found = np.zeros_like(column)
     with np.errstate(all="ignore"):
         for _ in range(_KRYLOV_ROUNDS):
@@ -326,9 +328,9 @@ def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
 
 
 def _bicgstab(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
-    """Take steps of Bi-CGSTAB (van der Vorst 1992) until the residual has fallen by 1e-10; None where it does not.
+    """Take Bi-CGSTAB steps (van der Vorst 1992) until the residual has fallen by 1e-10; None if it does not.
 
-    SciPy's takes its inner products from BLAS, whose threads wait for one another on a busy machine.
+    SciPy's version takes inner products from BLAS, whose threads wait for one another on a busy machine.
     """
 
     def inner(a: np.ndarray, b: np.ndarray) -> Any:
@@ -357,9 +359,9 @@ def _bicgstab(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
 
 
 def _kl_by_state(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """KL(π ‖ π₀) of each state, nats; inf where the policy does what the prior never does.
+    """Compute KL(π ‖ π₀) in each state, nats; inf if the policy takes an action that the prior never takes.
 
-    Each term is π₀·(r·log r − r + 1) with r = π/π₀, which is never negative: so β·KL keeps its digits at high
+    Each term is π₀·(r·log r − r + 1) with r = π/π₀, which is never negative. So β·KL stays accurate at high
     temperatures, where Σ π·log r is a small difference of rounded numbers.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

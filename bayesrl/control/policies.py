@@ -1,4 +1,4 @@
-"""Guides of rollouts: tables, linear maps and networks that tilt the prior by what the agent observes."""
+"""Guides of rollouts: tables, linear maps and networks that tilt the prior as a function of the observation."""
 
 import abc
 import math
@@ -36,8 +36,8 @@ class RolloutGuide(PolicyGuide):
     """A guide of a rollout that can also draw its action in one state.
 
     Args:
-        rollout: the program that is tilted.
-        make_policy: declares the parameters, and gives the policy.
+        rollout: the program to tilt.
+        make_policy: declares the parameters and returns the policy.
         within_prior: whether the policy's actions stay in the prior's support; see `PolicyGuide`.
     """
 
@@ -49,11 +49,11 @@ class RolloutGuide(PolicyGuide):
 
 
 def action_distribution(program: Program, observation: Any, time: Any = 0) -> dist.Distribution:
-    """Give the distribution of the action of a rollout, or of a guide of one, in one state.
+    """Read off the distribution of the action of a rollout, or of its guide, in one state.
 
     Args:
-        program: with its parameters substituted.
-        observation: of the state.
+        program: the rollout or guide, with its parameters substituted.
+        observation: what the agent observes in that state.
         time: the time step.
     """
     with handlers.block(), handlers.trace() as drawn:
@@ -64,14 +64,14 @@ def action_distribution(program: Program, observation: Any, time: Any = 0) -> di
 
 @checked(GuideError)
 def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
-    """Give a fitted policy as the prior of another rollout: `Rollout(..., prior=as_prior(posterior))`.
+    """Use a fitted policy as the prior of another rollout: `Rollout(..., prior=as_prior(posterior))`.
 
     Args:
-        posterior: of a rollout, fitted with a policy of `bayesrl.control` at one temperature; the best restart counts.
+        posterior: a fit of a rollout, by a policy of `bayesrl.control` at one temperature; the best restart is used.
 
     Raises:
-        GuideError: its guide is of another kind.
-        PolicyError: it holds several temperatures.
+        GuideError: the fit used another kind of guide.
+        PolicyError: the fit has several temperatures.
 
     Example:
         >>> import jax, bayesrl
@@ -95,12 +95,12 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
 class ObservationPolicy(AutoGuide):
     """A guide of a `Rollout`: the prior's distribution tilted by θ(o, t), beside a critic V(o, t).
 
-    The prior's distribution is tilted as `AutoTilt` does: logits + θ, location and scale of a Normal, an affine map
-    in unconstrained space of all other continuous actions. θ is zero at first, so the fit starts at the prior.
+    θ tilts the prior as `AutoTilt` does: it adds to logits, moves the location and scale of a Normal, and is an affine
+    map in unconstrained space of all other continuous actions. θ starts at zero, so the fit starts at the prior.
     V estimates the return to come, in reward units; `ActorCritic` learns it.
 
     Args:
-        stationary: whether the policy is the same at all times; near a finite horizon another one may be better.
+        stationary: whether the policy is the same at all times; near a finite horizon, another one may be better.
         critic: whether to learn V too.
     """
 
@@ -109,13 +109,13 @@ class ObservationPolicy(AutoGuide):
 
     @abc.abstractmethod
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
-        """Declare parameters of a function of (observation, time) by `numpyro.param`, and give the function.
+        """Declare the parameters of a function of (observation, time) by `numpyro.param`, and return the function.
 
         Args:
-            key: consumed whole.
+            key: random key; do not use it again.
             name: prefix of the parameters' names.
-            rollout: the program that is tilted.
-            shape: of one value of the function.
+            rollout: the program to tilt.
+            shape: shape of one value of the function.
             timed: whether the function depends on time.
         """
 
@@ -138,7 +138,7 @@ class ObservationPolicy(AutoGuide):
 
         def make_policy() -> PolicyFn:
             theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
-            # The return to come depends on the steps that are left, whatever the policy reads.
+            # The return to come depends on the steps left, even if the policy does not read the time.
             timed = not self.stationary or policy.ends_at_horizon
             value = self.declare(critic_key, "critic", policy, (1,), timed=timed) if self.critic else None
 
@@ -165,7 +165,7 @@ class ObservationPolicy(AutoGuide):
 @checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class TablePolicy(ObservationPolicy):
-    """One tilt for each observation, of which there are finitely many: softmax over a table Q(o, a)/β.
+    """One tilt for each of finitely many observations: a softmax over a table Q(o, a)/β.
 
     Example:
         >>> from bayesrl import control
@@ -198,7 +198,7 @@ class TablePolicy(ObservationPolicy):
 @checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class LinearPolicy(ObservationPolicy):
-    """A tilt that is linear in the features of the observation (and of time, where not stationary).
+    """A tilt that is linear in the features of the observation (and of time, if not stationary).
 
     Example:
         >>> from bayesrl import control
@@ -219,7 +219,7 @@ class LinearPolicy(ObservationPolicy):
 
 
 def network_bytes(given: Mapping[str, Any]) -> float:
-    """Give the least memory of a network of these sizes, whose layers are separate arrays."""
+    """Bound from below the memory of a network of these sizes; each layer is an array of its own."""
     hidden, depth = float(given["hidden"]), float(given["depth"])
     return 4 * (hidden**2 * (depth - 1) + hidden) + 1000 * depth
 
@@ -271,12 +271,12 @@ class NetworkPolicy(ObservationPolicy):
 
 
 def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
-    """Give an initial layer: orthogonal rows or columns, whichever are fewer, with gain √2."""
+    """Initialise a layer: orthogonal rows or columns, whichever are fewer, with gain √2."""
     return math.sqrt(2.0) * jax.random.orthogonal(key, wide, m=narrow)
 
 
 class _Features:
-    """The vector of `size` numbers that linear maps and networks read of an observation and a time."""
+    """The vector of `size` numbers that linear maps and networks take from an observation and a time."""
 
     def __init__(self, rollout: EpisodeProgram, *, timed: bool) -> None:
         self.environment, self.horizon, self.timed = rollout.environment, rollout.horizon, timed
@@ -288,7 +288,7 @@ class _Features:
 
 
 def _observation_of(rollout: EpisodeProgram) -> Any:
-    """Give one observation, for its shapes and types."""
+    """Make one observation, for its shapes and types."""
     with handlers.block():
         return rollout.environment.observe(FoldedKeys(rollout.environment.reset, dummy_key())())
 
@@ -299,13 +299,14 @@ def _prior_of(rollout: EpisodeProgram) -> dist.Distribution:
 
 def _abstractly[T](make: Callable[[], T]) -> T:
     """Make an object for its types and shapes, without computing anything."""
+    # eval_shape returns arrays only; a distribution leaves the trace by way of the list.
     made: list[T] = []
     jax.eval_shape(lambda: made.append(make()))
     return made[0]
 
 
 def _return_scale(key: PRNGKey, rollout: EpisodeProgram) -> float:
-    """Root mean square of the prior's returns to come, reward units: the unit of the critic's outputs."""
+    """Estimate the root mean square of the prior's returns to come, reward units: the unit of the critic's outputs."""
     if isinstance(rollout, RecordedRollout):
         return rollout.return_scale
 

@@ -25,14 +25,14 @@ VALUE, WEIGHT, CONTINUE = "value$", "weight$", "continue$"
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy gives at one step: a distribution of actions, and its value of the state, reward units."""
+    """The output of a policy at one step: a distribution of actions, and its value of the state, reward units."""
 
     action: dist.Distribution
     value: Array | None = None
 
 
 type PolicyFn = Callable[[Any, Array], PolicyOutput]
-"""From an observation and the time step to a `PolicyOutput`."""
+"""A function from an observation and the time step to a `PolicyOutput`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class EpisodeProgram(abc.ABC):
     """A policy in an environment as a program: what simulated and recorded rollouts share.
 
     Attributes:
-        environment: what the policy acts in.
+        environment: the environment in which the policy acts.
         horizon: number of steps.
         discount: γ, in (0, 1].
-        prior: the policy to start from, and the reference of the KL: from an observation and the time
+        prior: the policy to start from and the reference of the KL, a function from an observation and the time
             step to a distribution of actions; by default the environment's own.
     """
 
@@ -57,16 +57,16 @@ class EpisodeProgram(abc.ABC):
         return self.run(self.prior_policy, *observation)
 
     def prior_policy(self, observation: Any, time: Array) -> PolicyOutput:
-        """Give the output of the prior."""
+        """Return the output of the prior."""
         prior = self.environment.prior(observation) if self.prior is None else self.prior(observation, time)
         return PolicyOutput(prior)
 
     def run(self, choose: PolicyFn, *observation: Any) -> Any:
-        """Run with any policy in the place of the prior.
+        """Run with another policy in place of the prior.
 
         Args:
-            choose: the policy. One that values states adds the sites `value$`, `weight$` and `continue$`.
-            *observation: an observation and perhaps a time step (0 by default); with it, only one action is drawn.
+            choose: the policy. A policy that values states adds the sites `value$`, `weight$` and `continue$`.
+            *observation: an observation and perhaps a time step (0 by default); if given, only one action is drawn.
         """
         if observation:
             seen, time = (*observation, jnp.asarray(0))[:2]
@@ -88,18 +88,18 @@ class EpisodeProgram(abc.ABC):
 class Rollout(EpisodeProgram):
     """One episode of a policy in an environment, as a program for `bayesrl.fit`.
 
-    At step t < horizon the agent observes o_t, draws `action` from π(·|o_t) and earns `reward`. With a
-    discount γ the reward and the log-ratio of step t carry γᵗ, which is the event "survive to the next
-    step" integrated out; after termination nothing counts: J = E Σ_t γᵗ·(r_t − β·log(q/π₀)_t).
+    At step t < horizon, the agent observes o_t, draws `action` from π(·|o_t) and earns `reward`. With a
+    discount γ, the reward and the log-ratio of step t carry γᵗ: the event "survive to the next step",
+    integrated out. After termination nothing counts: J = E Σ_t γᵗ·(r_t − β·log(q/π₀)_t).
 
     Args:
-        environment: what the policy acts in.
+        environment: the environment in which the policy acts.
         horizon: greatest number of steps.
         discount: γ, in (0, 1].
-        prior: the policy to start from, and the reference of the KL: from an observation and the time
+        prior: the policy to start from and the reference of the KL, a function from an observation and the time
             step to a distribution of actions; by default the environment's own.
-        unbounded: whether the horizon, and `truncated` of the environment, only cut off an episode that goes on. The
-            last step then counts nothing, and `ActorCritic` takes the value of the last state for all that follows.
+        unbounded: whether the horizon, and `truncated` of the environment, only cut off an episode that goes on. If
+            so, the last step does not count, and `ActorCritic` takes the value of the last state for all that follows.
             Otherwise episodes end there.
 
     Raises:
@@ -137,6 +137,7 @@ class Rollout(EpisodeProgram):
             over = outcome.terminated | outcome.truncated
             ended = outcome.terminated if self.unbounded else over
             emit_critic_sites(choice, weights[time] * alive, self.discount * (1.0 - ended))
+            # A scan cannot stop early: after the end, the state stands still.
             after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), outcome.state, state)
             return (after, alive & ~over), (earned, alive)
 
@@ -149,7 +150,7 @@ class Rollout(EpisodeProgram):
 
 
 def emit_critic_sites(choice: PolicyOutput, weight: Array, go_on: Array) -> None:
-    """Add the sites that `ActorCritic` reads of a step, where states are valued."""
+    """Add the sites that `ActorCritic` reads, if the policy values states."""
     if choice.value is not None:
         numpyro.deterministic(VALUE, choice.value)
         numpyro.deterministic(WEIGHT, weight)
@@ -157,10 +158,7 @@ def emit_critic_sites(choice: PolicyOutput, weight: Array, go_on: Array) -> None
 
 
 class _Weighted(Messenger):
-    """Weight actions and rewards of a scan by time step.
-
-    `numpyro.handlers.scale` inside a scan takes no scale that changes with time.
-    """
+    """Weight actions and rewards by time step; `numpyro.handlers.scale` inside a scan cannot change with time."""
 
     def __init__(self, weights: Array) -> None:
         super().__init__(None)

@@ -1,4 +1,4 @@
-"""Bandits: a posterior over what each action pays, and rules that explore by it."""
+"""Bandits: a posterior over what each action pays, and rules that use it to explore."""
 
 from bayesrl.control.bandits.arms import BernoulliArms, GaussianArms, LinearArms, LogisticArms
 from bayesrl.control.bandits.gittins import bayes_optimal_regret, gittins_index

@@ -29,8 +29,8 @@ _NEWTON_STEPS = 8
 class Bandit(abc.ABC):
     """A bandit with a prior over its instances; many independent runs are played side by side, [runs, ...].
 
-    What is known after some rewards is a state, a pytree of arrays: `init` gives that of the prior, `update` the next.
-    By default the state is a `Belief` itself.
+    The state, a pytree of arrays, sums up the rewards so far: `init` makes the state of the prior, `update` the next.
+    By default, the state is itself a `Belief`.
 
     Args:
         num_arms: number of actions.
@@ -43,22 +43,22 @@ class Bandit(abc.ABC):
 
     @abc.abstractmethod
     def instance_prior(self) -> dist.Distribution:
-        """Give the prior of the instance of one run, as NumPyro programs draw it."""
+        """Return the prior of the instance of one run, as NumPyro programs draw it."""
 
     @abc.abstractmethod
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give the distribution of rewards of actions of these expected rewards."""
+        """Return the distribution of rewards of actions with these expected rewards."""
 
     @abc.abstractmethod
     def init(self, num_runs: Count) -> Any:
-        """Give the state of the prior, [runs, ...]."""
+        """Make the state of the prior, [runs, ...]."""
 
     @abc.abstractmethod
     def update(self, state: Any, context: Array, arm: Array, reward: Array) -> Any:
-        """Condition on one reward a run."""
+        """Condition each run on one reward."""
 
     def posterior(self, state: Any, context: Array) -> Belief:
-        """Give the posterior of the values of all arms, [runs, arms]."""
+        """Return the posterior of the values of all arms, [runs, arms]."""
         return state
 
     def sample_posterior(self, key: PRNGKey, state: Any) -> Array:
@@ -70,27 +70,27 @@ class Bandit(abc.ABC):
         return self.sample_posterior(key, self.init(num_runs))
 
     def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
-        """Draw what is observed before an action is chosen, [runs, ...]; empty by default."""
+        """Draw the context that a rule sees before it chooses, [runs, ...]; empty by default."""
         return jnp.zeros((num_runs, 0))
 
     def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give the expected rewards, [runs, arms]; by default the instances themselves."""
+        """Return the expected rewards, [runs, arms]; by default, the instances themselves."""
         return instances
 
     def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Draw the rewards of actions of these expected rewards, [runs]."""
+        """Draw the rewards of actions with these expected rewards, [runs]."""
         return jnp.asarray(self.reward_distribution(values).sample(key), float)
 
 
 @checked(ControlError)
 @dataclass(frozen=True)
 class BernoulliArms(Bandit):
-    """Rewards 0 and 1 with unknown probabilities, a priori Beta(prior_a, prior_b), each of at least 1.
+    """Rewards 0 and 1 with unknown probabilities, a priori Beta(prior_a, prior_b).
 
     Args:
         num_arms: number of actions.
-        prior_a: of the Beta.
-        prior_b: of the Beta.
+        prior_a: parameter a of the Beta, at least 1.
+        prior_b: parameter b of the Beta, at least 1.
 
     Example:
         >>> from bayesrl.control.bandits import BernoulliArms
@@ -102,7 +102,7 @@ class BernoulliArms(Bandit):
     prior_b: Annotated[float, real_range(1)] = 1.0
 
     def instance_prior(self) -> dist.Distribution:
-        """Give Beta(prior_a, prior_b) for each arm."""
+        """Return Beta(prior_a, prior_b) for each arm."""
         return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
@@ -127,8 +127,8 @@ class GaussianArms(Bandit):
 
     Args:
         num_arms: number of actions.
-        prior_mean: reward units.
-        prior_scale: reward units.
+        prior_mean: mean of the prior, reward units.
+        prior_scale: standard deviation of the prior, reward units.
         noise: standard deviation of a reward, reward units.
 
     Example:
@@ -142,7 +142,7 @@ class GaussianArms(Bandit):
     noise: Positive = 1.0
 
     def instance_prior(self) -> dist.Distribution:
-        """Give Normal(prior_mean, prior_scale) for each arm."""
+        """Return Normal(prior_mean, prior_scale) for each arm."""
         return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
@@ -164,14 +164,14 @@ class GaussianArms(Bandit):
 @checked(ControlError)
 @dataclass(frozen=True)
 class LinearArms(Bandit):
-    """Contextual: each arm shows features x ~ Normal(0, 1/features), and pays Normal(x·θ, noise).
+    """Contextual arms: each shows features x ~ Normal(0, 1/features), and pays Normal(x·θ, noise).
 
-    θ is shared by the arms and a priori Normal(0, prior_scale). The state is (E[θ], precision of θ).
+    The arms share θ, a priori Normal(0, prior_scale). The state is (E[θ], precision of θ).
 
     Args:
         num_arms: number of actions.
-        num_features: of each arm.
-        prior_scale: of θ.
+        num_features: number of features of each arm.
+        prior_scale: standard deviation of θ, a priori.
         noise: standard deviation of a reward, reward units.
 
     Example:
@@ -188,7 +188,7 @@ class LinearArms(Bandit):
     noise: Positive = 1.0
 
     def instance_prior(self) -> dist.Distribution:
-        """Give Normal(0, prior_scale) for each feature."""
+        """Return Normal(0, prior_scale) for each feature."""
         return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
@@ -201,7 +201,7 @@ class LinearArms(Bandit):
         return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
 
     def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
-        """Condition θ on Normal observations."""
+        """Condition θ on Normal observations by a rank-one update of the precision."""
         mean, precision = state
         x = _features_of(context, arm) / self.noise
         direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
@@ -210,7 +210,7 @@ class LinearArms(Bandit):
         return mean + gain[:, None] * direction, precision + x[:, :, None] * x[:, None, :]
 
     def posterior(self, state: tuple[Array, Array], context: Array) -> LinearBelief:
-        """Give the posterior of x·θ."""
+        """Return the posterior of x·θ."""
         return LinearBelief(context, state[0], jnp.linalg.cholesky(state[1]))
 
     def sample_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
@@ -226,16 +226,16 @@ class LinearArms(Bandit):
         return jax.random.normal(key, (num_runs, self.num_arms, self.num_features)) / self.num_features**0.5
 
     def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give x·θ."""
+        """Compute x·θ."""
         return jnp.einsum("rad,rd->ra", context, instances)
 
 
 @checked(ControlError)
 @dataclass(frozen=True)
 class LogisticArms(LinearArms):
-    """Contextual, with rewards 0 and 1 of probability σ(x·θ); the posterior of θ is a running Laplace approximation.
+    """Contextual arms that pay 1 with probability σ(x·θ), else 0; a running Laplace approximation learns θ.
 
-    Each observation moves the mode by Newton's method and adds its curvature there, so that no observation is visited
+    Each observation moves the mode by Newton's method and adds its curvature there, so no observation is needed
     again; `noise` has no meaning here.
 
     Example:
@@ -246,11 +246,11 @@ class LogisticArms(LinearArms):
 
     References:
         Chapelle & Li (2011), "An empirical evaluation of Thompson sampling", algorithm 3; here with the
-        whole precision.
+        full precision matrix.
     """
 
     def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give σ(x·θ)."""
+        """Compute σ(x·θ)."""
         return jax.nn.sigmoid(super().expected_rewards(instances, context))
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
@@ -265,7 +265,7 @@ class LogisticArms(LinearArms):
         before, spread = (x * mean).sum(-1), (x * direction).sum(-1)
 
         def newton(_: Any, moved: Array) -> Array:
-            # The mode is mean + moved·Λ⁻¹·x, where moved = reward − σ(before + spread·moved).
+            # The mode is mean + moved·Λ⁻¹·x with moved = reward − σ(before + spread·moved): one unknown.
             p = jax.nn.sigmoid(before + spread * moved)
             return moved - (moved - (reward - p)) / (1 + spread * p * (1 - p))
 
@@ -275,10 +275,10 @@ class LogisticArms(LinearArms):
         return mean + moved[:, None] * direction, precision + curvature
 
     def posterior(self, state: tuple[Array, Array], context: Array) -> LogisticBelief:
-        """Give the posterior of σ(x·θ)."""
+        """Return the posterior of σ(x·θ)."""
         return LogisticBelief(context, state[0], jnp.linalg.cholesky(state[1]))
 
 
 def _features_of(context: Array, arm: Array) -> Array:
-    """Pick the features of the arm that was taken, [runs, features]."""
+    """Pick the features of the chosen arm, [runs, features]."""
     return jnp.take_along_axis(context, arm[:, None, None], 1)[:, 0]

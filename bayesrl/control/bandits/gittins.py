@@ -13,21 +13,21 @@ _BISECTIONS = 40
 
 @checked(ControlError)
 def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[float, real_range(0, 0.999)]) -> float:
-    """Give the Gittins index of an arm that pays 0 or 1, believed Beta(a, b).
+    """Compute the Gittins index of an arm that pays 0 or 1 with probability Beta(a, b).
 
-    The index is the sure reward λ a step that is worth as much as the arm, with the right to retire to λ later:
+    The index is the sure reward per step, λ, that is worth as much as the arm with the right to retire to λ later:
 
         V(a, b) = max(λ/(1 − γ), p + γ·(p·V(a+1, b) + (1 − p)·V(a, b+1))),  p = a/(a + b),
 
-    λ being found by bisection. After N observations, γᴺ < 1e-6·(1 − γ), the arm is taken to be known.
+    Bisection finds λ. After N observations, where γᴺ < 1e-6·(1 − γ), the arm counts as known.
 
     Args:
-        a: of the Beta, above 0.
-        b: of the Beta, above 0.
+        a: parameter of the Beta, above 0.
+        b: parameter of the Beta, above 0.
         discount: γ, in [0, .999].
 
     Returns:
-        The index, reward units a step.
+        The index, reward units per step.
 
     Raises:
         ControlError: a number is out of range.
@@ -54,7 +54,7 @@ def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[f
 
 
 def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> float:
-    """Value of pulling once and going on as is best, where retiring pays `rate` a step."""
+    """Compute the value of one pull and optimal play after it, if retiring pays `rate` per step."""
     retired = rate / (1 - discount)
     successes = np.arange(steps + 1.0)
     value = np.maximum((a + successes) / (a + b + steps) / (1 - discount), retired)
@@ -71,17 +71,17 @@ def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> floa
 def bayes_optimal_regret(
     horizon: Annotated[int, integer_range(1, 200)], *, a: Positive = 1.0, b: Positive = 1.0
 ) -> float:
-    """Give the least Bayes regret that any rule can have on two Bernoulli arms, both believed Beta(a, b).
+    """Compute the least Bayes regret that any rule can have on two Bernoulli arms, both a priori Beta(a, b).
 
-    By backward induction over all counts of successes and failures; the work grows with horizon⁴/24.
+    Backward induction runs over all counts of successes and failures; the work grows as horizon⁴/24.
 
     Args:
         horizon: number of steps, at most 200.
-        a: of the Beta, above 0; a whole number.
-        b: of the Beta, above 0; a whole number.
+        a: parameter of the Beta, above 0; a whole number.
+        b: parameter of the Beta, above 0; a whole number.
 
     Returns:
-        horizon · E[max of the two] − the greatest expected sum of rewards, reward units.
+        horizon · E[max of both probabilities] − the greatest expected sum of rewards, reward units.
 
     Raises:
         ControlError: a number is out of range.
@@ -109,7 +109,7 @@ def bayes_optimal_regret(
 
 
 def _expected_best(a: float, b: float) -> float:
-    """E[max] of two independent Beta(a, b), as ∫ (1 − F(x)²) dx."""
+    """Compute E[max] of two independent Beta(a, b) as ∫ (1 − F(x)²) dx."""
     from scipy.integrate import quad
     from scipy.special import betainc
 

@@ -17,18 +17,18 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 _TOGETHER = 1000
-"""So many runs are played at once: few enough for a processor's cache."""
+"""Runs played at once: few enough for a processor's cache."""
 
 
 @checked(ControlError)
 class BanditRuns(NamedTuple):
-    """What an exploration rule lost on instances that were drawn from the prior.
+    """What an exploration rule lost on instances drawn from the prior.
 
     Attributes:
-        regret: cumulated expected regret of each run, reward units, [runs, steps]: what the best arm would have paid
-            more on average, so that the noise of rewards does not count.
-        arms: which arm was taken, [runs, steps].
-        posterior: at the end, [runs, ...], in the form that the bandit learns in.
+        regret: cumulative expected regret of each run, reward units, [runs, steps]: how much more the best arm would
+            have paid on average, free of the noise of rewards.
+        arms: the arm chosen at each step, [runs, steps].
+        posterior: the bandit's state at the end, [runs, ...].
     """
 
     regret: np.ndarray
@@ -47,7 +47,7 @@ class BanditRuns(NamedTuple):
         return np.asarray(self.regret.std(0, ddof=1, dtype=np.float64) / runs**0.5) if runs > 1 else self.mean * np.nan
 
     def band(self, level: UnitInterval = 0.9) -> np.ndarray:
-        """Give the quantiles between which this share of the runs lies, reward units, [2, steps].
+        """Compute the quantiles between which this share of the runs lies, reward units, [2, steps].
 
         Raises:
             ControlError: the share is outside [0, 1].
@@ -71,23 +71,23 @@ def play_bandit(
     num_steps: Count,
     num_runs: Count = 1000,
 ) -> BanditRuns:
-    """Play independent runs, each on an instance of its own from the prior.
+    """Play independent runs, each on its own instance from the prior.
 
     Args:
-        key: fixes everything random.
-        bandit: the prior, and how its posterior is updated.
-        exploration: how to act on the posterior: `thompson()`, `bayes_ucb()`, `k_learning()`, ..., or a function of
-            yours from (key, belief, step) to integers [runs].
+        key: random key.
+        bandit: the prior, and the update of its posterior.
+        exploration: how to act on the posterior: `thompson()`, `bayes_ucb()`, `k_learning()`, ..., or your own
+            function from (key, belief, step) to integers [runs].
         num_steps: steps of each run.
-        num_runs: how many runs.
+        num_runs: number of runs.
 
     Returns:
         `BanditRuns`.
 
     Raises:
-        ControlError: a number is below 1; there is no such bandit or rule; the rule gives no integers of the right
-            shape, or an action that the bandit does not have; a value of the bandit is not finite.
-        EngineError: the key is none.
+        ControlError: a number is below 1; the bandit or the rule is not one; the rule does not return integers of the
+            right shape, or returns an action that the bandit does not have; a value of the bandit is not finite.
+        EngineError: `key` is not a random key.
 
     Example:
         >>> import jax
@@ -118,7 +118,7 @@ def play_bandit(
 
 
 def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> None:
-    """Try the rule on what is believed at first."""
+    """Trace the rule on the prior, so that a bad rule fails before anything compiles."""
     context = jax.eval_shape(partial(bandit.sample_context, num_runs=num_runs), key)
     belief = jax.eval_shape(bandit.posterior, jax.eval_shape(lambda: bandit.init(num_runs)), context)
     remedy = "use thompson(), with its brackets, bayes_ucb(), ... or a function of (key, belief, step)"
@@ -132,7 +132,7 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> Non
 
 
 def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> Any:
-    """Give the compiled function from a key to (arms, regret [runs, steps], posterior)."""
+    """Compile the function from a key to (arms, regret [runs, steps], posterior)."""
 
     def played(key: PRNGKey) -> tuple[Array, Array, Any]:
         instance_key, step_key = jax.random.split(key)

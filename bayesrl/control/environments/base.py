@@ -10,13 +10,13 @@ from jax import Array
 
 
 class Transition(NamedTuple):
-    """What one step of an environment gives.
+    """The outcome of one step of an environment.
 
     Attributes:
         state: the next state, any pytree of arrays.
-        reward: of this step, reward units, scalar.
+        reward: reward of this step, reward units, scalar.
         terminated: whether the episode has come to its own end, scalar bool.
-        truncated: whether it is cut off here, by a time limit, say, scalar bool.
+        truncated: whether something else, such as a time limit, cuts the episode off here, scalar bool.
 
     Example:
         >>> from bayesrl import control
@@ -31,10 +31,10 @@ class Transition(NamedTuple):
 
 
 class Environment(abc.ABC):
-    """An environment as a program: nature's draws are made by `bayesrl.environment`.
+    """An environment as a program: `bayesrl.environment` makes nature's draws.
 
-    A frozen dataclass; `reset` and `step` run inside a program, `step` inside a `scan`, so states keep their shapes
-    and types.
+    A frozen dataclass. `reset` and `step` run inside a program, `step` inside a `scan`, so states must keep their
+    shapes and types.
 
     Example:
         >>> from dataclasses import dataclass
@@ -53,33 +53,33 @@ class Environment(abc.ABC):
 
     @abc.abstractmethod
     def reset(self) -> Any:
-        """Give the first state; what is random in it is drawn by `bayesrl.environment`."""
+        """Return the first state; `bayesrl.environment` draws its random parts."""
 
     @abc.abstractmethod
     def step(self, state: Any, action: Any) -> Transition:
-        """Take one action in a state; what is random in it is drawn by `bayesrl.environment`."""
+        """Take one action in a state; `bayesrl.environment` draws the random parts of the outcome."""
 
     @abc.abstractmethod
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give the distribution of actions that a policy starts from, usually a uniform one."""
+        """Return the distribution of actions from which a policy starts, usually a uniform one."""
 
     num_observations: int | None = None
-    """Number of observations where they are integers from 0 on; None where they are vectors."""
+    """Number of observations if they are integers from 0 on; None if they are vectors."""
 
     def allowed(self, observation: Any) -> Array | None:
-        """Give which actions are allowed, [actions], bool; None, the default, allows all."""
+        """Flag the allowed actions, [actions], bool; None, the default, allows all."""
         return None
 
     def observe(self, state: Any) -> Any:
-        """Give the agent's observation of a state; by default the state."""
+        """Return the agent's observation of a state; by default, the state."""
         return state
 
     def label(self, observation: Any) -> Any:
-        """Give the index into a table, where observations are finitely many; by default the observation."""
+        """Return the index into a table, if there are finitely many observations; by default, the observation."""
         return observation
 
     def features(self, observation: Any) -> Array:
-        """Give the input of linear maps and networks, numbers of about unit size, [features]."""
+        """Return the input of linear maps and networks, numbers of about unit size, [features]."""
         if self.num_observations is not None:
             return jax.nn.one_hot(observation, self.num_observations)
         return jnp.concatenate([jnp.ravel(leaf).astype(float) for leaf in jax.tree.leaves(observation)])

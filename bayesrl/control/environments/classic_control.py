@@ -1,4 +1,4 @@
-"""CartPole and Pendulum as programs: the physics of the Gymnasium environments of these names."""
+"""CartPole and Pendulum as programs, with the physics of the Gymnasium environments of the same names."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from bayesrl.errors import ControlError
 @checked(ControlError)
 @dataclass(frozen=True)
 class CartPole(Environment):
-    """A pole on a cart that is pushed left (0) or right (1); 1 is earned in each step until it falls.
+    """A pole on a cart, pushed left (0) or right (1); each step until it falls earns 1.
 
-    The state is (position, velocity, angle, angular velocity) in m, m/s, rad, rad/s, at first uniform in ±.05;
-    the episode ends outside ±2.4 m or ±12°. One step is an Euler step of .02 s, as in Gymnasium's CartPole-v1.
+    The state is (position, velocity, angle, angular velocity) in m, m/s, rad, rad/s, and starts uniform in ±.05.
+    The episode ends outside ±2.4 m or ±12°. One step is an Euler step of .02 s, as in Gymnasium's CartPole-v1.
 
     Example:
         >>> from bayesrl import control
@@ -26,7 +26,7 @@ class CartPole(Environment):
         200
 
     References:
-        Barto, Sutton & Anderson (1983), appendix; Gymnasium's CartPole-v1 for constants and integration.
+        Barto, Sutton & Anderson (1983), appendix. Constants and integration: Gymnasium's CartPole-v1.
     """
 
     gravity: NonNegative = 9.8
@@ -67,9 +67,9 @@ class CartPole(Environment):
 @checked(ControlError)
 @dataclass(frozen=True)
 class Pendulum(Environment):
-    """A pendulum to be swung up by a torque within ±2 Nm; costs angle², .1·speed² and .001·torque² per step.
+    """Swing up a pendulum by a torque within ±2 Nm; each step costs angle² + .1·speed² + .001·torque².
 
-    The state is (angle, angular velocity) in rad and rad/s, at first uniform in ±π and ±1; the agent sees
+    The state is (angle, angular velocity) in rad and rad/s, and starts uniform in ±π and ±1. The agent sees
     (cos, sin, angular velocity). One step is a semi-implicit Euler step of .05 s, as in Gymnasium's Pendulum-v1.
 
     Example:
@@ -88,11 +88,11 @@ class Pendulum(Environment):
         return environment("start", dist.Uniform(-high, high).to_event(1), observable=True)
 
     def observe(self, state: Array) -> Array:
-        """Give (cos, sin, angular velocity)."""
+        """Return (cos, sin, angular velocity)."""
         return jnp.stack([jnp.cos(state[0]), jnp.sin(state[0]), state[1]])
 
     def step(self, state: Array, action: Array) -> Transition:
-        """Take one step; torques beyond ±2 are cut."""
+        """Take one step; torques are clipped to ±2."""
         angle, speed = state
         torque = jnp.clip(action, -2.0, 2.0)
         upright = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi

@@ -25,24 +25,24 @@ def from_gymnasium(
 ) -> TabularMDP:
     """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
 
-    The model is that of what is played: wrappers that change a reward, an action or an observation at a time are
-    applied to it, and a copy of the environment is played to check that its table says what `step` does. Time limits
-    are left out: pass `horizon` for one. Outcomes with the same successor are merged, their reward averaged. A state
-    that is entered both with and without termination gets a terminal double.
+    The model describes the environment as it is played. Wrappers that change one reward, action or observation at a
+    time also change the model, and play in a copy of the environment checks that the table agrees with `step`. Time
+    limits are left out; pass `horizon` for one. Outcomes with the same successor are merged and their rewards
+    averaged. A state that is entered both with and without termination gets a terminal double.
 
     Args:
         environment: an environment, or the id of a registered one.
         discount: γ.
         horizon: number of steps, or None.
-        prior: probabilities of actions that policies start from, [states, actions]; by default uniform.
+        prior: action probabilities from which policies start, [states, actions]; by default, uniform.
 
     Returns:
-        `TabularMDP`, which starts as the environment does; the states are its own, with an absorbing one
-        after them where a double was needed. Grids have their layout, and the three their action names.
+        `TabularMDP`, which starts as the environment does. Its states are the environment's, followed by an absorbing
+        state if a double was needed. Grids have their layout, and the three environments above their action names.
 
     Raises:
-        ControlError: the environment cannot be made, or publishes no model, or one that is not what is played; a
-            wrapper may change more than the model says; or what `TabularMDP` refuses.
+        ControlError: the environment cannot be made, publishes no model, or publishes one that play contradicts; a
+            wrapper may change more than the model says; or `TabularMDP` refuses the tables.
 
     Example:
         >>> from bayesrl import control
@@ -69,19 +69,19 @@ def to_tabular(
     prior: np.ndarray | None = None,
     masked: bool = False,
 ) -> TabularMDP:
-    """Make a finite problem of a published model, once it has been tried.
+    """Check a published model in play, and turn it into a finite problem.
 
     Args:
-        environment: that publishes it.
-        model: as `read_published_model` reads it.
+        environment: the environment that publishes the model.
+        model: the model, from `read_published_model`.
         discount: γ.
         horizon: number of steps, or None.
-        prior: probabilities of actions that policies start from, [states, actions].
-        masked: whether actions that the environment's masks do not allow have no share in the prior.
+        prior: action probabilities from which policies start, [states, actions].
+        masked: whether the prior gives probability 0 to actions that the environment's masks exclude.
 
     Raises:
-        ControlError: what is played is something else; masks do not say what each state allows; or what `TabularMDP`
-            refuses.
+        ControlError: play contradicts the model; masks do not say what each state allows; or `TabularMDP` refuses the
+            tables.
     """
     states, actions = len(model.table), len(model.columns)
     if model.core is None:
@@ -96,7 +96,7 @@ def to_tabular(
 
 
 def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
-    """Give the model's best action in each state with many steps to go; None where its value has no bound."""
+    """Compute the model's best action in each state with many steps to go; None if its value has no bound."""
     start = np.full(len(model.table), 1 / len(model.table))
     try:
         mdp = _problem(environment, model, start, discount=0.99, horizon=None, prior=None)
@@ -146,11 +146,11 @@ def _problem(
 
 
 def _ends(table: list[list[list[Any]]], start: np.ndarray) -> tuple[set[int], set[int]]:
-    """Give the states that episodes end in, and those of them that are also passed through or started from."""
+    """Find the states where episodes end, and those of them where episodes also start or pass through."""
     ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
     double = {s for s in ended if start[s] > 0}
     while True:
-        # A state that is passed through leads on to others, so more may be found.
+        # A state that episodes pass through leads on to others, so repeat until no more turn up.
         lively = [row for s, row in enumerate(table) if s not in ended or s in double]
         entered = {int(to) for row in lively for outcomes in row for p, to, _, end in outcomes if not end and p > 0}
         if entered & ended <= double:

@@ -1,6 +1,6 @@
-"""The interfaces of JAX environments: who gives observation, reward and the end of an episode, and how; see README.
+"""The interfaces of JAX environments: how each returns observation, reward and the end of an episode; see README.
 
-A rollout stops at an end, so what a later step would start is never used.
+A rollout stops at an end, so it never uses an episode that a later step would start.
 """
 
 import inspect
@@ -22,14 +22,14 @@ _CUT = ("truncated", "truncation", "TimeLimit.truncated")
 
 
 class EnvStep(NamedTuple):
-    """What a step of an environment gives.
+    """The outcome of a step of an environment.
 
     Attributes:
-        observation: of the step itself, not of a next episode; any pytree of arrays.
-        state: the environment's own.
+        observation: the observation of the step itself, not of a next episode; any pytree of arrays.
+        state: the environment's own state.
         reward: reward units.
         terminated: whether the episode came to its own end.
-        truncated: whether it was cut off, by a time limit, say.
+        truncated: whether something else, such as a time limit, cut it off.
     """
 
     observation: Any
@@ -40,12 +40,12 @@ class EnvStep(NamedTuple):
 
 
 class EnvInterface(NamedTuple):
-    """How the environments of a library are called.
+    """How to call the environments of a library.
 
     Attributes:
         keyed: whether a step takes a key.
-        start: from (environment, words of a key, params) to (observation, state).
-        step: from (environment, words of a key, state, action, params) to `EnvStep`.
+        start: a function from (environment, words of a key, params) to (observation, state).
+        step: a function from (environment, words of a key, state, action, params) to `EnvStep`.
     """
 
     keyed: bool
@@ -54,10 +54,10 @@ class EnvInterface(NamedTuple):
 
 
 def detect_interface(env: Any) -> EnvInterface:
-    """Find the interface that an environment has.
+    """Detect the interface of an environment.
 
     Raises:
-        ControlError: it has none of them.
+        ControlError: the interface is unknown.
     """
     if callable(getattr(env, "init", None)) and not callable(getattr(env, "reset", None)):
         return PGX
@@ -78,7 +78,7 @@ def detect_interface(env: Any) -> EnvInterface:
 
 
 def strip_autoreset(env: Any) -> Any:
-    """Take off the wrappers that reset by themselves, and so lose the last observation of an episode."""
+    """Remove wrappers that reset by themselves, since they lose the last observation of an episode."""
     while "AutoReset" in type(env).__name__:
         inner = vars(env).get("env", vars(env).get("_env"))
         if inner is None:
@@ -109,7 +109,7 @@ def _gymnax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
 
 
 def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    # A wrapper may lend the `step_env` of what it wraps, which does not know the wrapper's state.
+    # A wrapper may pass on the `step_env` of the environment inside, which does not know the wrapper's state.
     own = callable(getattr(type(env), "step_env", None))
     given = (env.step_env if own else env.step)(_as_key(words), state, action, params)
     if isinstance(given, tuple) and len(given) == 6:
@@ -123,13 +123,13 @@ def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -
         over = jnp.logical_or(terminated, truncated)
         if same_layout(final, seen):
             seen = jax.tree.map(lambda last, first: jnp.where(over, last, first), final, seen)
-        else:  # the last observation is not what policies see, so nothing can be valued there
+        else:  # policies do not see this kind of observation, so a critic cannot value it
             terminated, truncated = over, jnp.zeros((), bool)
     return EnvStep(seen, after, reward, terminated, truncated)
 
 
 def _split_done(env: Any, after: Any, done: Any, info: Any, params: Any, *, own: bool) -> tuple[Any, Any]:
-    """Tell an end from a time limit, where anything does."""
+    """Tell an end from a time limit, if the environment does."""
     infos = info if isinstance(info, dict) else {}
     name = next((name for name in _CUT if name in infos), None)
     if name is not None:
@@ -196,7 +196,7 @@ def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> E
 
 
 def _unpack(env: Any, given: Any, method: str, names: str) -> Any:
-    """Give what a method gave, where it is a tuple of these names."""
+    """Return the output of a method if it is a tuple with these names, else raise."""
     if isinstance(given, tuple) and len(given) == len(names.split(", ")):
         return given
     kind = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
@@ -204,8 +204,8 @@ def _unpack(env: Any, given: Any, method: str, names: str) -> Any:
 
 
 def same_layout(one: Any, other: Any) -> bool:
-    """Whether two pytrees have the same structure and shapes."""
-    # Static parts of a structure may hold arrays, which do not compare: their texts do.
+    """Check whether two pytrees have the same structure and shapes."""
+    # Static parts of a structure may hold arrays, for which == gives no single answer; their texts compare.
     structures = [repr(jax.tree.structure(tree)) for tree in (one, other)]
     shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
     return structures[0] == structures[1] and shapes[0] == shapes[1]
@@ -219,12 +219,12 @@ PGX = EnvInterface(True, _pgx_start, _pgx_step)
 
 
 def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:
-    """Give a mask in the shape of logits, or None where it does not say which actions are allowed.
+    """Bring a mask into the shape of logits, or return None if it does not say which actions are allowed.
 
     Args:
-        mask: of all actions, flat or with an axis for each integer; or of the values of each integer, [integers, most].
-        sizes: how many values each of several integers takes; empty where actions are no such.
-        shape: [actions] of all of them together, or [integers, most] of each integer on its own.
+        mask: flags of all actions, flat or with an axis for each integer; or of each integer's values, [integers, most].
+        sizes: how many values each of several integers takes; empty if an action is not several integers.
+        shape: [actions] for all actions together, or [integers, most] for each integer on its own.
     """
     if mask.shape == shape:
         return None if mask.shape == sizes and len(shape) > 1 else mask
@@ -238,7 +238,7 @@ def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 def describe_jax_actions(env: Any, interface: EnvInterface, params: Any) -> Actions | None:
-    """Describe the actions of an environment; None where it has no known space. `low` holds the least integers."""
+    """Describe the actions of an environment; None if it has no known space. `low` holds the least integers."""
     if interface is PGX:
         first = jax.eval_shape(env.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
         return Actions(int(np.shape(first.legal_action_mask)[-1]))

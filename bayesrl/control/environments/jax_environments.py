@@ -27,7 +27,7 @@ from bayesrl.errors import ControlError
 
 
 class RandomWords(dist.Distribution):
-    """Two random words, of which an environment makes a key: nature's draw, whose density does not matter."""
+    """Two random words that an environment turns into a key: nature's draw, whose density does not matter."""
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
@@ -39,43 +39,43 @@ class RandomWords(dist.Distribution):
         return jax.random.bits(key, (*sample_shape, 2), jnp.uint32)
 
     def log_prob(self, value: Any) -> Array:
-        """Give zero: it cancels."""
+        """Return zero: the density cancels."""
         return jnp.zeros(jnp.shape(value)[:-1])
 
     def tree_flatten(self) -> Any:
-        """Hold nothing."""
+        """Flatten; there are no parameters."""
         return (), ()
 
     @classmethod
     def tree_unflatten(cls, aux_data: Any, params: Any) -> "RandomWords":
-        """Make it again."""
+        """Rebuild the distribution."""
         return cls()
 
 
 @checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
-    """An environment of JAX as a program: gymnax, brax, jumanji, navix, pgx, or of their interface; see the README.
+    """A JAX environment as a program: gymnax, brax, jumanji, navix, pgx, or any with one of their interfaces; see README.
 
-    Its randomness becomes the sites `start` and, where a step takes a key, `noise`. A rollout stops counting where an
-    episode ends. Where the environment tells a time limit from an end, `Transition.truncated` does too, and
-    `Rollout(unbounded=True)` values what would have followed. Actions that a part `action_mask` of the observation, or
-    pgx's legal actions, exclude have no share in the prior, and so none in the policy. Of several integers a mask may
-    speak of all combinations, or of the values of each.
+    Its randomness becomes the sites `start` and, if a step takes a key, `noise`. A rollout stops counting when an
+    episode ends. If the environment tells a time limit from an end, `Transition.truncated` does too, and
+    `Rollout(unbounded=True)` values what would have followed. An `action_mask` in the observation, or pgx's legal
+    actions, can exclude actions; those have probability 0 in the prior, and so in the policy. If an action is several
+    integers, a mask has a flag for each combination, or for each value of each integer.
 
-    With gymnax's interface `env.reset(key, params)` gives (observation, state), and `env.step(key, state, action,
-    params)` gives (observation, state, reward, done, info), or (…, reward, terminated, truncated, info). A method
-    `step_env` of its own, which does not reset, goes before `step`.
+    In gymnax's interface, `env.reset(key, params)` returns (observation, state), and `env.step(key, state, action,
+    params)` returns (observation, state, reward, done, info), or (…, reward, terminated, truncated, info). A method
+    `step_env` of the environment's own class, which does not reset, takes precedence over `step`.
 
     Args:
         env: the environment, of one episode and one agent.
-        actions: distribution of actions that policies start from; by default that of the environment's own space:
-            uniform over finitely many, Normal with half the range as its scale over bounded ones.
-        params: of the environment; by default `env.default_params`, or None where it takes none.
-        num_observations: how many there are, where they are integers from 0 on.
+        actions: distribution of actions from which policies start; the default follows the environment's own space:
+            uniform over finitely many actions, Normal with half the range as its scale over bounded ones.
+        params: parameters of the environment; by default `env.default_params`, or None if it takes none.
+        num_observations: how many observations there are, if they are integers from 0 on.
 
     Raises:
-        ControlError: `env` has none of these shapes, or there is no default for `params` or `actions`; later, where a
+        ControlError: `env` has none of these interfaces, or there is no default for `params` or `actions`; later, if a
             mask does not say which actions are allowed.
 
     Example:
@@ -122,7 +122,7 @@ class JaxEnvironment(Environment):
         object.__setattr__(self, "_default", self.actions if space is None else space.prior())
 
     def reset(self) -> Any:
-        """Draw the site `start`, [2], and give (observation, state)."""
+        """Draw the site `start`, [2], and return (observation, state)."""
         words = environment("start", RandomWords(), observable=False)
         seen, state = self._interface.start(self.env, words, self._params)
         if not jax.tree.leaves(seen):
@@ -130,7 +130,7 @@ class JaxEnvironment(Environment):
         return jax.tree.map(jnp.asarray, seen), state
 
     def observe(self, state: Any) -> Any:
-        """Give the observation, all that the agent sees."""
+        """Return the observation, which is all that the agent sees."""
         return state[0]
 
     def step(self, state: Any, action: Any) -> Transition:
@@ -149,11 +149,11 @@ class JaxEnvironment(Environment):
             tuple(self._cast(name, *pair) for name, pair in parts.items()),
             jnp.asarray(after.reward, float),
             terminated,
-            truncated & ~terminated,  # what has come to its end is not also cut off
+            truncated & ~terminated,  # an episode that has come to its end is not also cut off
         )
 
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give the distribution of actions that policies start from."""
+        """Return the distribution of actions from which policies start."""
         independent = isinstance(self._default, dist.Independent)
         base = self._default.base_dist if independent else self._default
         allowed = self._allowed(observation, base)
@@ -162,11 +162,11 @@ class JaxEnvironment(Environment):
         return mask_actions(base, allowed).to_event(1) if independent else mask_actions(base, allowed)
 
     def allowed(self, observation: Any) -> Array | None:
-        """Give the part `action_mask` of an observation as flags of all actions; see `Environment.allowed`."""
+        """Return the part `action_mask` of an observation as flags of all actions; see `Environment.allowed`."""
         return self._allowed(observation, self._default)
 
     def _allowed(self, observation: Any, actions: Any) -> Array | None:
-        """Give the mask in an observation in the shape of the logits of `actions`; None where there is no mask."""
+        """Read the mask of an observation, in the shape of the logits of `actions`; None if there is no mask."""
         held = observation.get(MASK) if isinstance(observation, dict) else getattr(observation, MASK, None)
         if held is None:
             return None
@@ -182,11 +182,11 @@ class JaxEnvironment(Environment):
         return flags
 
     def features(self, observation: Any) -> Array:
-        """Give all numbers of an observation of several parts; see `Environment.features`."""
+        """Return all numbers of an observation, which may have several parts; see `Environment.features`."""
         return super().features(jax.tree.map(jnp.asarray, observation))
 
     def _to_environment(self, action: Any) -> Any:
-        """Give the environment's own form of an action that was drawn."""
+        """Convert a drawn action to the environment's own form."""
         space = self._space
         if space is None:
             return action
@@ -198,7 +198,7 @@ class JaxEnvironment(Environment):
         return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high))
 
     def _cast(self, what: str, before: Any, after: Any) -> Any:
-        """Give what follows in the types of what was before, as a scan needs it."""
+        """Cast the next value to the types of the previous one, as a scan needs."""
         if not same_layout(before, after):
             shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
             raise ControlError(

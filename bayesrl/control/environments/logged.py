@@ -1,4 +1,4 @@
-"""Logged data: off-policy evaluation of a policy, and fits to what another policy did."""
+"""Logged data: evaluate a policy, or fit one, from another policy's decisions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -32,23 +32,23 @@ _TOLERANCE = 1e-4
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class LoggedData:
-    """Logged decisions, each with its probability under the policy that took it.
+    """Logged decisions, each with its probability under the policy that made it.
 
-    Single decisions are arrays [rows, ...]; episodes of several steps [episodes, steps, ...], padded where they ended
-    early, as `mask` says.
+    Single decisions are arrays [rows, ...]. Episodes of several steps are [episodes, steps, ...]; those that ended
+    early are padded, and `mask` marks the padding.
 
     Args:
-        observation: before each decision: integers, or numbers [..., features].
+        observation: the observation before each decision: integers, or numbers [..., features].
         action: integers from 0 on.
         reward: reward units.
         propensity: probability of the action under the policy that took it, in (0, 1].
-        num_actions: by default one more than the greatest action.
-        mask: which rows are decisions, not padding; by default all.
+        num_actions: number of actions; by default, one more than the greatest action.
+        mask: which rows are decisions, not padding; by default, all.
         discount: γ.
 
     Raises:
-        ControlError: a propensity is missing or not in (0, 1], so nothing can be corrected for; an action or a reward
-            is out of range; shapes do not fit together.
+        ControlError: a propensity is missing or not in (0, 1], so the data cannot be corrected for the other policy;
+            an action or a reward is out of range; shapes do not fit together.
 
     Example:
         >>> import numpy as np
@@ -127,7 +127,7 @@ class OffPolicyEstimate(NamedTuple):
         se: its standard error.
         lower: left end of the interval.
         upper: right end of the interval.
-        ess: effective number of rows, (Σw)²/Σw², of the last step; do not trust the interval where it is small.
+        ess: effective number of rows, (Σw)²/Σw², of the last step; if it is small, do not trust the interval.
     """
 
     mean: float
@@ -149,30 +149,31 @@ def evaluate_off_policy(
     values: FiniteNumbersOrNone = None,
     level: Level = 0.95,
 ) -> OffPolicyEstimate:
-    """Estimate the return of a policy from what another one did.
+    """Estimate the return of a policy from the decisions of another one.
 
     With w_t the product of π/propensity up to step t:
 
-        ips    Σ γᵗ·w_t·r_t, unbiased, per decision;
-        snips  the same with w_t divided by its mean over rows: consistent, of less variance;
-        dr     Σ γᵗ·(w_t·(r_t − q̂_t(a_t)) + w_{t−1}·Σ_a π·q̂_t(a)): unbiased whatever q̂ is, the better q̂ the narrower.
+        ips    Σ γᵗ·w_t·r_t: unbiased, per decision;
+        snips  the same with w_t divided by its mean over rows: consistent, with less variance;
+        dr     Σ γᵗ·(w_t·(r_t − q̂_t(a_t)) + w_{t−1}·Σ_a π·q̂_t(a)): unbiased for any q̂, and narrower for a better q̂.
 
-    Intervals are Normal ones over rows, by the delta method for snips; few effective rows make them too narrow.
+    Intervals treat the mean over rows as Normal, by the delta method for snips; with few effective rows they are too
+    narrow.
 
     Args:
         data: logged decisions.
-        probs: of the policy at the logged observations, [*rows, actions].
+        probs: action probabilities of the policy at the logged observations, [*rows, actions].
         method: `ips`, `snips` or `dr`.
-        values: q̂, the return to come after each action, [*rows, actions], for `dr`; by default ridge regressions of
-            the return to come on the observation, each fold predicted by the others.
-        level: of the interval.
+        values: q̂, the return to come after each action, [*rows, actions], for `dr`; by default, ridge regressions of
+            the return to come on the observation, where each fold is predicted from the others.
+        level: probability that the interval aims to cover.
 
     Returns:
         The estimate, with `mean`, `se`, `lower`, `upper` and `ess`.
 
     Raises:
-        ControlError: probs is not a distribution of the right shape; an option is out of range; for snips, no row does
-            what the policy might.
+        ControlError: probs is not a distribution of the right shape; an option is out of range; for snips, no row
+            follows actions that the policy might take.
 
     Example:
         >>> import numpy as np
@@ -182,9 +183,9 @@ def evaluate_off_policy(
         1.0
 
     References:
-        Precup, Sutton & Singh (2000), "Eligibility traces for off-policy policy evaluation", for decisions one by
-        one; Swaminathan & Joachims (2015) for self-normalising; Dudík, Langford & Li (2011) and Jiang & Li (2016),
-        "Doubly robust off-policy value evaluation for reinforcement learning", for dr.
+        Per-decision weights: Precup, Sutton & Singh (2000), "Eligibility traces for off-policy policy evaluation".
+        Self-normalised weights: Swaminathan & Joachims (2015). dr: Dudík, Langford & Li (2011); Jiang & Li (2016),
+        "Doubly robust off-policy value evaluation for reinforcement learning".
     """
     from scipy.special import ndtri
 
@@ -241,7 +242,8 @@ def _held(data: LoggedData) -> np.ndarray:
 
 
 def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.ndarray:
-    """Predict the return to come by ridge regression on the observation, each fold by the others."""
+    """Predict the return to come by ridge regression on the observation, each fold from the others."""
+    # A row that helped to fit q̂ would correlate with its own error, and dr would lose its unbiasedness.
     held = _held(data)
     steps = data.action.reshape(held.shape)
     rewards = np.where(held, data.reward.reshape(held.shape), 0.0)
@@ -260,7 +262,7 @@ def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.nda
 
 
 def _features(data: LoggedData) -> np.ndarray:
-    """Give the inputs of regressions: one-hot integers, or standardised numbers."""
+    """Compute the inputs of regressions: one-hot integers, or standardised numbers."""
     observed = data.observation
     if np.issubdtype(observed.dtype, np.integer) and observed.ndim == data.action.ndim:
         return np.eye(int(observed.max()) + 1)[observed]
@@ -271,17 +273,17 @@ def _features(data: LoggedData) -> np.ndarray:
 
 @checked(ControlError)
 class LoggedEnvironment(Environment):
-    """Logged decisions as an environment of one step, to which policies are fitted: `Rollout(LoggedEnvironment(d), 1)`.
+    """Logged decisions as an environment of one step, to fit policies in: `Rollout(LoggedEnvironment(d), 1)`.
 
     Nature draws a row; the policy sees its observation and chooses; the reward is the doubly robust estimate
     q̂(a) + 1[a = logged]·(r − q̂(a)) / propensity, whose mean is what the policy would earn.
 
     Args:
         data: single decisions.
-        values: q̂, [rows, actions]; by default as `evaluate_off_policy` has them. Zeros give importance weighting.
+        values: q̂, [rows, actions]; by default, that of `evaluate_off_policy`. Zeros give importance weighting.
 
     Raises:
-        ControlError: the data are of several steps, or values of another shape.
+        ControlError: the data have several steps, or `values` another shape.
 
     Example:
         >>> import numpy as np
@@ -312,13 +314,13 @@ class LoggedEnvironment(Environment):
         return environment("row", dist.Categorical(logits=self._rows), observable=False)
 
     def observe(self, state: Array) -> Array:
-        """Give the observation of the row."""
+        """Return the observation of the row."""
         return self._seen[state]
 
     def step(self, state: Array, action: Array) -> Transition:
-        """Give the estimated reward of the action."""
+        """Return the estimated reward of the action."""
         return Transition(state, self._rewards[state, action], jnp.asarray(True))
 
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give a uniform distribution."""
+        """Return a uniform distribution."""
         return dist.Categorical(logits=jnp.zeros(self.num_actions))

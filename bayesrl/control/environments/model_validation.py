@@ -1,4 +1,4 @@
-"""Whether a published model says what is played: every action in every state is tried, and whole episodes."""
+"""Check a published model in play: try every action in every state, then whole episodes."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,37 +14,37 @@ from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.errors import ControlError
 
 _MAX_TRIALS = 4000
-"""Steps from chosen states, over all states and actions."""
+"""Most steps from chosen states, over all states and actions."""
 
 _MAX_TRIALS_EACH = 40
 _EPISODES, _MAX_STEPS = 25, 2500
-"""Episodes by each policy, and steps of all of them."""
+"""Most episodes by each policy, and most steps over all of them."""
 
 _STARTS = 200
 _MAX_DEVIATIONS = 7.0
-"""Of a pooled chi-square statistic, in standard deviations: its false alarms stay below 1e-6, long tail included."""
+"""Bound on a pooled chi-square statistic, in standard deviations; despite its long tail, false alarms are below 1e-6."""
 
 
 def validate_model(
     model: PublishedModel, plan: Callable[[], np.ndarray | None], *, masked: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Play, and refuse a model that does not say what is seen.
+    """Play, and refuse a model that play contradicts.
 
-    Each action in each reachable state is tried where the environment can be put there, then whole episodes are
-    played: at random, and by what the model thinks best. Every outcome must be one of the model's, at the model's
-    frequency; false alarms are fewer than one in a million environments. A difference that is rarer than one in some
-    thousand steps is not seen.
+    If the environment can be put into a chosen state, each action in each reachable state is tried. Then whole
+    episodes follow, at random and by the model's best policy. Every outcome must be one of the model's, at the
+    model's frequency. False alarms are fewer than one in a million environments; differences rarer than one in a few
+    thousand steps go unnoticed.
 
     Args:
-        model: the published one.
-        plan: gives the best actions by the model, [states], or None.
+        model: the published model.
+        plan: returns the best actions by the model, [states], or None.
         masked: whether to try only the actions that the environment's masks allow.
 
     Returns:
-        Distribution of the first state, [states], and which actions states allow, [states, actions], if masked.
+        Distribution of the first state, [states], and the actions that each state allows, [states, actions], if masked.
 
     Raises:
-        ControlError: something else is played; masks are not told in every state, or differ in one.
+        ControlError: play contradicts the model; a state's mask is missing, or not always the same.
     """
     trial = _Trial(model, masked=masked)
     trial.ask(lambda: model.core.reset(seed=0))
@@ -62,7 +62,7 @@ def validate_model(
 
 
 class _Trial:
-    """The steps played so far: how often each outcome was seen, and what each state allows."""
+    """The steps played so far: counts of each outcome, and the actions that each state allows."""
 
     def __init__(self, model: PublishedModel, *, masked: bool) -> None:
         self.model, self.rng, self.masked = model, np.random.default_rng(0), masked
@@ -75,7 +75,7 @@ class _Trial:
         return int(self.rng.choice(len(self.model.actions) if mask is None else np.flatnonzero(mask)))
 
     def allowed_actions(self, start: np.ndarray) -> np.ndarray:
-        """Give what states allow; all, where nothing can be done in one."""
+        """Flag the actions that states allow; all of them in states where no action is taken."""
         allowed = np.ones((len(self.model.seen), len(self.model.actions)), bool)
         for state, mask in self.masks.items():
             allowed[state] = mask
@@ -112,7 +112,7 @@ class _Trial:
             return call()
 
     def start_distribution(self, starts: np.ndarray) -> np.ndarray:
-        """Give the published distribution of the first state, or the one state that all episodes start in."""
+        """Return the published distribution of the first state, or the one state where all episodes start."""
         start = self.model.start
         if start is None:
             if (starts > 0).sum() > 1:
@@ -128,7 +128,7 @@ class _Trial:
         return start
 
     def _reachable(self, start: np.ndarray) -> list[int]:
-        """Give the states that may be acted in."""
+        """List the states in which an agent may have to act."""
         front = np.flatnonzero(start > 0).tolist()
         found = set(front)
         while front:
@@ -146,7 +146,7 @@ class _Trial:
         state = self.reset()
         for _ in range(40):
             here = self.model.inside[state]
-            # A space has an integer dtype, too, so types are asked for.
+            # bool is a subclass of int, and is never a state.
             numbers = {
                 n: v for n, v in vars(bare).items() if isinstance(v, int | np.integer) and not isinstance(v, bool)
             }
@@ -155,11 +155,11 @@ class _Trial:
             state, over = self._step(state, self.random_action(state))
             if over:
                 state = self.reset()
-        # An attribute that never changed may be anything.
+        # More than one candidate means that play did not tell them apart, and guessing could corrupt the environment.
         return next(iter(names)) if names is not None and len(names) == 1 else None
 
     def _step(self, state: int, action: int) -> tuple[int, bool]:
-        """Take a step, and refuse what the model does not know."""
+        """Take a step, and refuse an outcome that the model does not know."""
         seen, earned, ended, cut, info = self.ask(lambda: self.model.core.step(self.model.actions[action]))
         earned, after = float(earned), self._state_of(seen)
         if not (ended or cut):
@@ -181,7 +181,7 @@ class _Trial:
         return after, bool(ended)
 
     def sweep(self, start: np.ndarray) -> None:
-        """Try every action in every reachable state, each from an episode of its own."""
+        """Try every action in every reachable state, each in its own episode."""
         pairs = [(s, a) for s in self._reachable(start) for a in range(len(self.model.actions))]
         name = self._state_attribute()
         if name is None:
@@ -190,7 +190,7 @@ class _Trial:
             pairs = [pairs[i] for i in self.rng.choice(len(pairs), _MAX_TRIALS, replace=False)]
         for _ in range(max(min(_MAX_TRIALS // len(pairs), _MAX_TRIALS_EACH), 1)):
             left, before = pairs, len(pairs) + 1
-            while len(left) < before:  # what a state allows may be seen only when another one has led there
+            while len(left) < before:  # a state's mask may become known only when play gets there
                 before, later = len(left), []
                 for state, action in left:
                     mask = self.masks.get(state)
@@ -222,7 +222,8 @@ class _Trial:
 def _check_frequencies(pooled: list[tuple[np.ndarray, np.ndarray]], what: str) -> None:
     """Compare counts with probabilities over all distributions, by Pearson's statistic and by log-probabilities.
 
-    The first is blind where few were drawn of each, the second where all outcomes are equally likely.
+    The first is blind if each distribution was drawn from only a few times, the second if all outcomes are equally
+    likely.
     """
     square, surprise = np.zeros(3), np.zeros(3)  # found, expected, variance
     for probs, drawn in pooled:
@@ -245,7 +246,7 @@ def _check_frequencies(pooled: list[tuple[np.ndarray, np.ndarray]], what: str) -
 
 
 def _lump_rare(p: np.ndarray, number: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lump outcomes that are expected less than once, so that one of them does not outweigh all others."""
+    """Lump outcomes with an expected count below 1, so that one of them does not outweigh all others."""
     rare = n * p < 1
     if not rare.any():
         return p, number
@@ -256,7 +257,7 @@ def _lump_rare(p: np.ndarray, number: np.ndarray, n: int) -> tuple[np.ndarray, n
 
 
 def _pool(outcomes: Outcomes, counter: Counter[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Give probabilities and counts of the outcomes that differ in what can be seen."""
+    """Pool outcomes that look the same in play, and return their probabilities and counts."""
     kinds: dict[tuple[int, float, bool], tuple[float, int]] = {}
     for k, (p, to, r, end) in enumerate(outcomes):
         mass, number = kinds.get((to, r, end), (0.0, 0))

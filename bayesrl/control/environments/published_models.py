@@ -1,4 +1,4 @@
-"""The model that a Gymnasium environment publishes as its table `P`, read through the wrappers around it."""
+"""Read the model that a Gymnasium environment publishes as its table `P`, through the wrappers around it."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from bayesrl.arguments import user_code
 from bayesrl.errors import ControlError
 
 type Outcomes = list[tuple[float, int, float, bool]]
-"""Of one action in one state: (probability, successor, reward, terminated)."""
+"""Outcomes of one action in one state: (probability, successor, reward, terminated)."""
 
 _PASSIVE = (
     "OrderEnforcing",
@@ -22,7 +22,7 @@ _PASSIVE = (
     "HumanRendering",
     "Autoreset",
 )
-"""Wrappers of Gymnasium that do not change what is played."""
+"""Gymnasium wrappers that do not change the problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class PublishedModel:
 
     Attributes:
         table: outcomes by state and action, both counted from 0.
-        start: distribution of the first state, [states]; None where none is published.
+        start: distribution of the first state, [states]; None if it is not published.
         seen: the observation of each state, in the order of the table.
-        inside: the environment's own number of each state; −1 where it has no such state.
-        actions: what `step` takes for each action.
-        columns: which action of the table P each one becomes.
+        inside: the environment's own number of each state; −1 if it has no such state.
+        actions: the argument of `step` for each action.
+        columns: the action of the table P that each action becomes.
         limit: steps after which an episode is cut off, or None.
-        core: a copy of the environment without recorders and time limits, to be played; None where it has no `step`.
+        core: a copy of the environment without recorders and time limits, to play in; None if it has no `step`.
         bare: the unwrapped environment inside `core`.
     """
 
@@ -58,18 +58,18 @@ class PublishedModel:
 
 
 def has_model(environment: Any) -> bool:
-    """Tell whether an environment has a table of its own outcomes."""
+    """Check whether an environment publishes a table of its outcomes."""
     return isinstance(getattr(getattr(environment, "unwrapped", environment), "P", None), dict)
 
 
 def env_name(environment: Any) -> str:
-    """Give the id of an environment, or its type."""
+    """Return the id of an environment, or the name of its type."""
     spec = getattr(environment, "spec", None)
     return spec.id if spec is not None else type(environment).__name__
 
 
 def wrappers_around(environment: Any) -> list[Any]:
-    """Give the wrappers of an environment, from outside to inside."""
+    """List the wrappers of an environment, from outside to inside."""
     import gymnasium
 
     wrappers = []
@@ -80,13 +80,13 @@ def wrappers_around(environment: Any) -> list[Any]:
 
 
 def time_limit(environment: Any) -> int | None:
-    """Give the steps after which Gymnasium cuts an episode off: the least limit of its wrappers, or None."""
+    """Find the number of steps after which Gymnasium cuts an episode off: the least limit of its wrappers, or None."""
     limits = [int(one._max_episode_steps) for one in wrappers_around(environment) if _is_own(one, "TimeLimit")]
     return min(limits, default=None)
 
 
 def active_wrappers(environment: Any) -> list[Any]:
-    """Give the wrappers that may change what is played, from outside to inside: no recorders, no time limits."""
+    """List the wrappers that may change the problem, from outside to inside: no recorders, no time limits."""
     import gymnasium
 
     def is_idle(wrapper: Any) -> bool:
@@ -99,7 +99,7 @@ def active_wrappers(environment: Any) -> list[Any]:
 def read_published_model(environment: Any) -> PublishedModel:
     """Read the model that an environment publishes, through the wrappers around it.
 
-    Wrappers that change one reward, action or observation at a time are applied to the model; recorders are skipped.
+    Wrappers that change one reward, action or observation at a time also change the model; recorders are skipped.
 
     Raises:
         ControlError: a wrapper may change more than that, or hides states; the table P cannot be read.
@@ -159,7 +159,7 @@ def _read_start(bare: Any, num_states: int) -> np.ndarray | None:
 
 
 def _read_table(bare: Any) -> tuple[int, list[list[Outcomes]]]:
-    """Give the least action of the table P, and its rows in order."""
+    """Return the least action of the table P, and its rows in order."""
     remedy = "let P[state][action] be a list of (probability, next state, reward, terminated)"
     with user_code(f"reading the table P of {env_name(bare)}", ControlError, remedy):
         least = min(bare.P[min(bare.P)])
@@ -173,7 +173,7 @@ def _read_table(bare: Any) -> tuple[int, list[list[Outcomes]]]:
 
 
 def _in_observed_order(model: PublishedModel) -> PublishedModel:
-    """Number states as they are observed, where observations are integers that tell them apart."""
+    """Number states by their observations, if those are integers that tell them apart."""
     keys = [observation_key(seen) for seen in model.seen]
     if len(set(keys)) < len(keys):
         twice = next(i for i, key in enumerate(keys) if keys.index(key) < i)
@@ -206,7 +206,7 @@ def _kind_of_wrapper(wrapper: Any) -> str:
     """Say what a wrapper changes, one at a time: "reward", "action" or "observation".
 
     Raises:
-        ControlError: it may change more than that.
+        ControlError: the wrapper may change more than that.
     """
     import gymnasium
 
@@ -224,14 +224,14 @@ def _kind_of_wrapper(wrapper: Any) -> str:
 
 
 def _inherits_play(wrapper: Any, base: type[Any]) -> bool:
-    """Whether `step` and `reset` are those of a class of Gymnasium."""
+    """Check whether a wrapper inherits `step` and `reset` from a Gymnasium class unchanged."""
     return all(
         getattr(type(wrapper), name) is getattr(base, name) and name not in vars(wrapper) for name in ("step", "reset")
     )
 
 
 def _is_own(wrapper: Any, *names: str) -> bool:
-    """Whether it is one of Gymnasium's own wrappers, and no class derived from it."""
+    """Check for one of Gymnasium's own wrappers, not a class derived from it."""
     kind = type(wrapper)
     return _is_gymnasium(kind) and kind.__name__ in names and "step" not in vars(wrapper)
 
@@ -251,7 +251,7 @@ def _apply(steps: list[Callable[[Any], Any]], value: Any) -> Any:
 
 
 def observation_key(seen: Any) -> Any:
-    """Give a hashable value that is the same for the same observation."""
+    """Make a hashable key that is equal for equal observations."""
     if isinstance(seen, dict):
         return tuple((name, observation_key(value)) for name, value in sorted(seen.items()))
     if isinstance(seen, tuple | list):
@@ -261,9 +261,9 @@ def observation_key(seen: Any) -> Any:
 
 
 def _copy_playable(environment: Any) -> tuple[Any, Any]:
-    """Copy an environment without recorders and time limits, to play without traces; also the copy of its inside.
+    """Copy an environment without recorders and time limits, to play without traces; also return its unwrapped core.
 
-    What cannot be copied, such as a window, is shared: nothing is rendered.
+    Parts that cannot be copied, such as a window, are shared; nothing is rendered.
     """
     memo: dict[int, Any] = {}
 

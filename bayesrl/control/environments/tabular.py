@@ -20,25 +20,25 @@ _TOLERANCE = 1e-6
 class TabularMDP:
     """A finite Markov decision process with a prior policy; arrays are NumPy, in double precision.
 
-    Each action in each state has at most K outcomes; where it has fewer, the rest have probability 0.
-    Episodes start by `start`, and end on entering a terminal state or after `horizon` steps.
+    Each action in each state has at most K outcomes; if it has fewer, the rest have probability 0.
+    Episodes draw their first state from `start`, and end in a terminal state or after `horizon` steps.
 
     Args:
-        successors: the state that each outcome leads to, [states, actions, K], integers.
-        probabilities: of each outcome, [states, actions, K].
-        rewards: of each outcome, reward units, [states, actions, K].
-        start: distribution of the first state, [states]; by default state 0.
-        terminal: where nothing happens any more, [states], bool; by default nowhere.
-        prior: probabilities of actions that policies start from, [states, actions]; by default uniform.
+        successors: the next state of each outcome, [states, actions, K], integers.
+        probabilities: probability of each outcome, [states, actions, K].
+        rewards: reward of each outcome, reward units, [states, actions, K].
+        start: distribution of the first state, [states]; by default, state 0.
+        terminal: which states end the episode, [states], bool; by default, none.
+        prior: action probabilities from which policies start, [states, actions]; by default, uniform.
         discount: γ in [0, 1].
-        horizon: number of steps; None where episodes go on until they terminate.
-        layout: (rows, columns) of a grid whose cells, row by row, are the first states; None where there is none.
-        action_names: one per action.
-        name: of the problem.
+        horizon: number of steps; None if episodes go on until they terminate.
+        layout: (rows, columns) of a grid whose cells, row by row, are the first states; None if there is no grid.
+        action_names: one name per action.
+        name: name of the problem.
 
     Raises:
-        ControlError: the arrays do not fit together, something is no distribution, a reward is not finite, the
-            discount is outside [0, 1] or the horizon below 1; or, with discount 1 and no horizon, a state
+        ControlError: the arrays do not fit together, something is not a distribution, a reward is not finite, the
+            discount is outside [0, 1] or the horizon below 1; or, with discount 1 and no horizon, there is a state
             from which the prior may never reach a terminal one.
 
     Example:
@@ -100,7 +100,7 @@ class TabularMDP:
         Args:
             transitions: P(s′ | s, a), [states, actions, states].
             rewards: r(s, a) [states, actions], or r(s, a, s′) [states, actions, states], reward units.
-            **options: all else, as the class takes it.
+            **options: other arguments of the class.
 
         Raises:
             ControlError: as for the class.
@@ -132,11 +132,11 @@ class TabularMDP:
         return int(self.probabilities.shape[1])
 
     def replace(self, **changes: Any) -> "TabularMDP":
-        """Give the same process with some fields changed."""
+        """Copy the process with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def transitions(self) -> sp.csr_array:
-        """Give P(s′ | s, a) as a sparse matrix [states · actions, states]; rows of terminal states are empty."""
+        """Return P(s′ | s, a) as a sparse matrix [states · actions, states]; rows of terminal states are empty."""
         states, actions, outcomes = self.probabilities.shape
         rows = np.repeat(np.arange(states * actions), outcomes)
         alive = np.where(self.terminal[:, None, None], 0.0, self.probabilities)
@@ -146,11 +146,11 @@ class TabularMDP:
         return matrix
 
     def expected_rewards(self) -> np.ndarray:
-        """Give E[r | s, a], [states, actions], reward units; 0 in terminal states."""
+        """Return E[r | s, a], [states, actions], reward units; 0 in terminal states."""
         return np.where(self.terminal[:, None], 0.0, (self.probabilities * self.rewards).sum(-1))
 
     def dense(self) -> np.ndarray:
-        """Give P(s′ | s, a), [states, actions, states]; terminal states stay where they are."""
+        """Return P(s′ | s, a), [states, actions, states]; terminal states lead to themselves."""
         table = self.transitions().toarray().reshape(self.num_states, self.num_actions, self.num_states)
         ends = np.flatnonzero(self.terminal)
         table[ends, :, ends] = 1.0
@@ -209,9 +209,9 @@ class TabularMDP:
 
 
 def can_reach(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
-    """Whether states are targets or may come to one by steps that are not zero, [states]."""
+    """Flag the states that are targets or can reach one by steps with nonzero entries, [states]."""
     states = len(targets)
-    # From one more vertex that leads to all targets, a single search along reversed steps finds every state.
+    # An extra vertex leads to all targets, so a single search along reversed steps finds every state.
     origin = sp.csr_array(np.where(targets, 1.0, 0.0)[None])
     graph = sp.block_array([[steps.T, None], [origin, sp.csr_array((1, 1))]], format="csr")
     graph.eliminate_zeros()
@@ -222,10 +222,10 @@ def can_reach(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
 
 
 def as_floats(name: str, values: Any) -> np.ndarray:
-    """Give an array of numbers in double precision.
+    """Convert to an array of numbers in double precision.
 
     Raises:
-        ControlError: it is none.
+        ControlError: the values are not an array of numbers.
     """
     try:
         array = np.asarray(values)
@@ -258,7 +258,7 @@ def _check_distributions(what: str, values: np.ndarray, where: str) -> None:
 
 
 def merge_outcomes(outcomes: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
-    """Merge outcomes (successor, probability, reward) that lead to the same state; rewards are averaged."""
+    """Merge outcomes (successor, probability, reward) that lead to the same state, and average their rewards."""
     found: dict[int, tuple[float, float]] = {}
     for successor, probability, earned in outcomes:
         if probability > 0:
@@ -271,8 +271,8 @@ def from_outcomes(table: Sequence[Sequence[Sequence[tuple[int, float, float]]]],
     """Make a process from lists of (successor, probability, reward), by state and action.
 
     Args:
-        table: for each state, for each action, its outcomes.
-        **options: all else, as `TabularMDP` takes it.
+        table: the outcomes of each action in each state.
+        **options: other arguments of `TabularMDP`.
     """
     lists = [[merge_outcomes(outcomes) for outcomes in row] for row in table]
     most = max(max((len(outcomes) for outcomes in row), default=1) for row in lists)

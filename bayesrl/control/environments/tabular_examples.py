@@ -1,4 +1,4 @@
-"""Finite problems of the literature, in tables."""
+"""Finite problems from the literature, as tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +16,11 @@ _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 def river_swim(
     *, num_states: CountAboveOne = 6, horizon: Count | None = 20, discount: UnitInterval = 1.0
 ) -> TabularMDP:
-    """Swim against the current: a small reward downstream, a large one at the far end, which chance rarely reaches.
+    """Swim against the current: a small reward downstream, a large one at the far end, where chance rarely leads.
 
-    Swimming right succeeds with probability .35, stays with .6 and drifts back with .05 (at the ends
-    .6/.4 and .6/.4); left always goes left. The reward is .005 for left in the first state and 1 for right in the last.
+    Swimming right moves right with probability .35, stays with .6 and drifts back with .05. In the first state it
+    moves with .6 and stays with .4; in the last it stays with .6 and drifts with .4. Left always moves left. The
+    reward is .005 for left in the first state and 1 for right in the last.
 
     Args:
         num_states: at least 2.
@@ -60,7 +61,7 @@ def river_swim(
 def n_chain(
     *, num_states: CountAboveOne = 5, slip: UnitInterval = 0.2, horizon: Count | None = 20, discount: UnitInterval = 1.0
 ) -> TabularMDP:
-    """Walk along a chain: forward pays 10 at its end alone, back to the start always pays 2; actions slip.
+    """Walk along a chain: forward pays 10, but only at the end; back to the start always pays 2; actions slip.
 
     Args:
         num_states: at least 2.
@@ -95,7 +96,7 @@ def n_chain(
 
 @checked(ControlError)
 def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> TabularMDP:
-    """Dive to the far corner of a square: going right costs .01/size, and only going right all the way pays 1.
+    """Dive to the far corner of a square: each move right costs .01/size, and only going right all the way pays 1.
 
     Args:
         size: rows and columns; the horizon is `size`.
@@ -144,19 +145,19 @@ def grid_world(
     horizon: Count | None = None,
     discount: UnitInterval = 0.99,
 ) -> TabularMDP:
-    """Make a grid world of a map: S start, G goal, H hole, # wall, . floor; goals and holes end the episode.
+    """Make a grid world from a map: S start, G goal, H hole, # wall, . floor; goals and holes end the episode.
 
     Args:
-        rows: of equal length, one letter per cell.
+        rows: strings of equal length, one letter per cell.
         slip: probability of moving at a right angle to the action, half to either side.
-        step_reward: of each step, reward units.
-        goal_reward: of entering a goal, beside that of the step.
-        hole_reward: of entering a hole, beside that of the step.
+        step_reward: reward of each step, reward units.
+        goal_reward: reward of entering a goal, on top of that of the step.
+        hole_reward: reward of entering a hole, on top of that of the step.
         horizon: number of steps, or None.
         discount: γ.
 
     Raises:
-        ControlError: the map is one text or ragged, has another letter, or no start; an option is out of range.
+        ControlError: the map is a single string or ragged, has another letter, or no start; an option is out of range.
 
     Example:
         >>> from bayesrl.control.environments.tabular_examples import grid_world
@@ -200,7 +201,7 @@ def grid_world(
 
 
 def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
-    """The cell that a move leads to; at walls and edges one stays."""
+    """Find the cell after a move; walls and edges block it."""
     width = len(rows[0])
     row, column = cell // width + move[0], cell % width + move[1]
     inside = 0 <= row < len(rows) and 0 <= column < width
@@ -208,7 +209,7 @@ def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
 
 
 _BYTES_OF_STATE = 1000
-"""At least, of the lists of outcomes of two actions."""
+"""Least memory of the lists of outcomes of two actions."""
 
 TABULAR_EXAMPLES: dict[str, Callable[..., TabularMDP]] = {
     "deep_sea": deep_sea,
@@ -224,7 +225,7 @@ def mdp_from_name(name: str, **options: Any) -> TabularMDP:
 
     Args:
         name: `river_swim`, `n_chain`, `deep_sea` or `grid_world`.
-        **options: as the function of that name takes them.
+        **options: arguments of the function of that name.
 
     Raises:
         ControlError: there is no such problem.

@@ -1,4 +1,4 @@
-"""Tabular problems as programs, and their exact optimum beside what is fitted."""
+"""Tabular problems as programs, and their exact optimum to compare fits with."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from bayesrl.posterior.posterior import Posterior
 
 
 class _Tables(NamedTuple):
-    """The arrays that a program reads of a problem."""
+    """The arrays of a problem that its program reads."""
 
     log_probs: Array
     rewards: Array
@@ -34,12 +34,12 @@ class _Tables(NamedTuple):
 
 @checked(ControlError)
 class TabularEnvironment(Environment):
-    """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
+    """A `TabularMDP` as a program: the site `state`, and `start` if the first state is random.
 
-    Its tables are read whenever the program runs, so they may be changed in place.
+    The program reads the tables whenever it runs, so they may be changed in place.
 
     Args:
-        mdp: the problem; its own horizon and discount are left to the rollout.
+        mdp: the problem; the rollout sets horizon and discount.
     """
 
     def __init__(self, mdp: TabularMDP) -> None:
@@ -63,18 +63,18 @@ class TabularEnvironment(Environment):
         return environment("start", dist.Categorical(logits=self._tables.log_start), observable=True)
 
     def step(self, state: Array, action: Array) -> Transition:
-        """Draw the next state; the reward is the expected one of the outcomes that lead there."""
+        """Draw the next state; the reward is the mean over the outcomes that lead there."""
         tables = self._tables
         new = environment("state", dist.Categorical(logits=tables.log_probs[state, action]), observable=True)
         return Transition(new, tables.rewards[state, action, new], tables.terminal[new])
 
     def prior(self, observation: Array) -> dist.Distribution:
-        """Give the problem's own prior policy."""
+        """Return the problem's own prior policy."""
         return dist.Categorical(logits=self._tables.log_prior[observation])
 
 
 def _digest(mdp: TabularMDP) -> bytes:
-    """Give a digest of the tables of a problem."""
+    """Hash the tables of a problem."""
     digest = hashlib.blake2b()
     for table in (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.prior):
         digest.update(np.ascontiguousarray(table).data)
@@ -97,16 +97,16 @@ def _numbers(values: np.ndarray) -> Array:
 
 @checked(ControlError)
 def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: UnitInterval | None = None) -> Rollout:
-    """Give a tabular problem as a program for `bayesrl.fit`.
+    """Turn a tabular problem into a program for `bayesrl.fit`.
 
     Args:
         mdp: the problem.
-        horizon: number of steps; by default the problem's own. In a problem without one the horizon only cuts
+        horizon: number of steps; by default, the problem's own. If the problem has none, this horizon only cuts
             episodes off, and `ActorCritic` values what would follow.
-        discount: γ; by default the problem's own.
+        discount: γ; by default, the problem's own.
 
     Raises:
-        ControlError: neither gives a horizon.
+        ControlError: there is no horizon, neither here nor in the problem.
 
     Example:
         >>> from bayesrl import control
@@ -138,18 +138,18 @@ class TabularOptimum:
     _known: dict[tuple[float, bytes], float] = field(default_factory=dict)
 
     def __call__(self, beta: float) -> float:
-        """Give J* at a temperature, reward units."""
+        """Compute J* at a temperature, reward units."""
         key = float(beta), _digest(self.mdp)
         if key not in self._known:
             self._known[key] = float(soft_value_iteration(self.mdp, beta).objective)
         return self._known[key]
 
     def prior_objective(self, beta: float) -> float:
-        """Give J(π₀), reward units."""
+        """Compute J(π₀), reward units."""
         return float(evaluate_policy(self.mdp, self.mdp.prior, beta).objective)
 
     def evaluate(self, posterior: Posterior) -> tuple[float, float, float] | None:
-        """Give (J, E[R], KL(q‖π₀)) of one fitted policy exactly; None where its guide is not one of states."""
+        """Compute (J, E[R], KL(q‖π₀)) of one fitted policy exactly; None if its guide is not a policy over states."""
         probs = action_probs(posterior)
         if probs is None or posterior.beta is None:
             return None
@@ -160,13 +160,13 @@ class TabularOptimum:
 
 @checked(ControlError)
 def action_probs(posterior: Posterior) -> np.ndarray | None:
-    """Give the probabilities of a fitted policy in every state at every time, [time, states, actions].
+    """Compute the action probabilities of a fitted policy in every state at every time, [time, states, actions].
 
     Args:
         posterior: one fit of a tabular rollout, by `TablePolicy` or another family of `bayesrl.control`.
 
     Returns:
-        None where the guide is of another kind.
+        The probabilities, or None if the guide is of another kind.
     """
     programs, params = posterior.unbatched()
     if not isinstance(programs.guide, RolloutGuide):

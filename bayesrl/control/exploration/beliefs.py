@@ -18,7 +18,7 @@ class Belief(abc.ABC):
     """A posterior of the values of some actions, [..., actions], reward units.
 
     Attributes:
-        allowed: which of them may be taken, [..., actions]; None where all may. The others are worth −inf for sure.
+        allowed: which actions are allowed, [..., actions]; None if all are. The others are worth −inf for sure.
     """
 
     allowed: Array | None = None
@@ -31,14 +31,14 @@ class Belief(abc.ABC):
     @property
     @abc.abstractmethod
     def variance(self) -> Array:
-        """Give v with E exp(t·(value − mean)) ≤ exp(v·t²/2) for all t: the variance or a bound, [..., actions]."""
+        """A v with E exp(t·(value − mean)) ≤ exp(v·t²/2) for all t: the variance or a bound, [..., actions]."""
 
     @abc.abstractmethod
     def sample(self, key: PRNGKey) -> Array:
         """Draw the values of all actions together, [..., actions]."""
 
     def quantile(self, level: Array) -> Array:
-        """Give the value that is not exceeded with this probability, [..., actions]; that of a Normal by default."""
+        """Compute the quantile of this order, [..., actions]; by default, that of a Normal."""
         return jnp.asarray(dist.Normal(self.mean, jnp.sqrt(self.variance)).icdf(level))
 
 
@@ -61,28 +61,28 @@ class BetaBelief(_Beta, Belief):
         [0.5, 0.75]
 
     References:
-        Marchal & Arbel (2017), "On the sub-Gaussianity of the Beta and Dirichlet distributions", theorem 1, for
-        the bound on the variance, 1 / (4·(a + b + 1)).
+        The bound on the variance, 1 / (4·(a + b + 1)): Marchal & Arbel (2017), "On the sub-Gaussianity of the Beta
+        and Dirichlet distributions", theorem 1.
     """
 
     @property
     def mean(self) -> Array:
-        """Give a / (a + b)."""
+        """a / (a + b)."""
         return self.a / (self.a + self.b)
 
     @property
     def variance(self) -> Array:
-        """1 / (4·(a + b + 1)), which bounds it."""
+        """The bound 1 / (4·(a + b + 1))."""
         return 0.25 / (self.a + self.b + 1.0)
 
     def sample(self, key: PRNGKey) -> Array:
-        """Draw by the ratio of two Gamma variables; nan where a or b is below 1."""
+        """Draw by the ratio of two Gamma variables; nan if a or b is below 1."""
         gammas = sample_gamma(key, jnp.stack([self.a, self.b]))
         return gammas[0] / gammas.sum(0)
 
     def quantile(self, level: Array) -> Array:
-        """Invert the incomplete beta function by Newton steps, halving the bracket where one would leave it."""
-        # NumPyro's Beta.icdf asks for TensorFlow Probability.
+        """Invert the incomplete beta function by Newton steps; a step that would leave the bracket halves it."""
+        # NumPyro's Beta.icdf needs TensorFlow Probability.
         beta = dist.Beta(self.a, self.b)
 
         def narrow(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -116,7 +116,7 @@ class NormalBelief(_Normal, Belief):
     """
 
     def sample(self, key: PRNGKey) -> Array:
-        """Draw each."""
+        """Draw each value independently."""
         return jnp.asarray(dist.Normal(self.mean, jnp.sqrt(self.variance)).sample(key))
 
 
@@ -127,7 +127,7 @@ class _Linear(NamedTuple):
 
 
 class LinearBelief(_Linear, Belief):
-    """Values are x·θ with a Normal posterior of θ, so that actions with like features have like values.
+    """Values are x·θ with a Normal posterior of θ, so actions with similar features have similar values.
 
     Attributes:
         features: x, [..., actions, features].
@@ -153,12 +153,12 @@ class LinearBelief(_Linear, Belief):
         return (halves**2).sum(-2)
 
     def sample(self, key: PRNGKey) -> Array:
-        """Draw θ, and give x·θ."""
+        """Draw θ, and return x·θ."""
         return jnp.einsum("...ad,...d->...a", self.features, sample_by_precision(key, self.loc, self.factor))
 
 
 class LogisticBelief(LinearBelief):
-    """Values are σ(x·θ) with a Normal posterior of θ; attributes as of `LinearBelief`.
+    """Values are σ(x·θ) with a Normal posterior of θ; the attributes are those of `LinearBelief`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,7 +167,7 @@ class LogisticBelief(LinearBelief):
         [0.5, 0.5]
 
     References:
-        MacKay (1992), "The evidence framework applied to classification networks", equation 10, for the mean.
+        The mean: MacKay (1992), "The evidence framework applied to classification networks", equation 10.
     """
 
     @property
@@ -177,11 +177,11 @@ class LogisticBelief(LinearBelief):
 
     @property
     def variance(self) -> Array:
-        """A sixteenth of the variance of x·θ, which bounds it because the slope of σ is at most 1/4."""
+        """A sixteenth of the variance of x·θ: a bound, because the slope of σ is at most 1/4."""
         return super().variance / 16
 
     def sample(self, key: PRNGKey) -> Array:
-        """Draw θ, and give σ(x·θ)."""
+        """Draw θ, and return σ(x·θ)."""
         return jax.nn.sigmoid(super().sample(key))
 
     def quantile(self, level: Array) -> Array:
@@ -196,12 +196,12 @@ class _Samples(NamedTuple):
 
 
 class SampleBelief(_Samples, Belief):
-    """A posterior known by draws.
+    """A posterior represented by draws.
 
     Attributes:
         samples: [samples, ..., actions], reward units.
-        expected: what is taken for the expected values, [..., actions]; by default the mean of the samples. Models of
-            dynamics give the values of the expected model, since the mean of optimal values is optimistic.
+        expected: the values to use as expected values, [..., actions]; by default, the mean of the samples. Models of
+            dynamics pass the values of the expected model, since the mean of optimal values is optimistic.
         allowed: see `Belief`.
 
     Example:
@@ -218,7 +218,7 @@ class SampleBelief(_Samples, Belief):
 
     @property
     def variance(self) -> Array:
-        """Of the samples."""
+        """The variance of the samples."""
         return self._masked(self.samples.var(0), 0.0)
 
     def sample(self, key: PRNGKey) -> Array:
@@ -226,7 +226,7 @@ class SampleBelief(_Samples, Belief):
         return self._masked(self.samples[jax.random.randint(key, (), 0, self.samples.shape[0])])
 
     def quantile(self, level: Array) -> Array:
-        """Of the samples, interpolated."""
+        """Interpolate the quantile of the samples."""
         return self._masked(jnp.quantile(self.samples, level, axis=0))
 
     def _masked(self, values: Array, otherwise: float = -jnp.inf) -> Array:
@@ -234,9 +234,9 @@ class SampleBelief(_Samples, Belief):
 
 
 def sample_by_precision(key: PRNGKey, loc: Array, factor: Array, num_samples: tuple[int, ...] = ()) -> Array:
-    """Draw Normal vectors of this mean and the lower Cholesky factor of their precision, [*num_samples, ..., features].
+    """Draw Normal vectors, [*num_samples, ..., features], from their mean and the Cholesky factor of their precision.
 
-    NumPyro's MultivariateNormal would invert the precision first.
+    The factor is lower triangular. NumPyro's MultivariateNormal would first invert the precision.
     """
     noise = jax.random.normal(key, (*num_samples, *loc.shape))[..., None]
     factor = jnp.broadcast_to(factor, (*num_samples, *factor.shape))
@@ -244,10 +244,10 @@ def sample_by_precision(key: PRNGKey, loc: Array, factor: Array, num_samples: tu
 
 
 def sample_dirichlet(key: PRNGKey, concentration: Array) -> Array:
-    """Draw from Dirichlet distributions of any concentrations above 0, [..., K].
+    """Draw from Dirichlet distributions with any concentrations above 0, [..., K].
 
-    Gamma variables of shape a are those of shape a + 1 times U^(1/a), taken in logarithms, so that small
-    concentrations do not underflow.
+    A Gamma variable of shape a is one of shape a + 1 times U^(1/a). Logarithms keep small concentrations from
+    underflowing.
     """
     gamma_key, power_key = jax.random.split(key)
     uniform = jax.random.uniform(power_key, concentration.shape, minval=1e-37)
@@ -256,15 +256,15 @@ def sample_dirichlet(key: PRNGKey, concentration: Array) -> Array:
 
 
 def sample_gamma(key: PRNGKey, shape: Array) -> Array:
-    """Draw Gamma variables of these shapes, all at least 1, and of rate 1; nan where a shape is not.
+    """Draw Gamma variables of rate 1 and these shapes, all at least 1; nan for a shape below 1.
 
-    `jax.random.gamma` takes one element after the other on a CPU, 13 to 43 times slower than this. Here all are tried
-    at once, and only the refused ones, some 2%, are gathered and tried again.
+    `jax.random.gamma` takes one element after another on a CPU, and is 13 to 43 times slower. Here all elements are
+    tried at once; only the rejected ones, about 2%, are gathered and tried again.
 
     References:
         Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
     """
-    # A shape that no draw fits would be tried for ever.
+    # Without nan, the loop would retry a bad shape for ever.
     center = jnp.where((shape >= 1) & (shape < jnp.inf), shape - 1 / 3, jnp.nan).ravel()
     number = center.size
     room = max(number // 16, 16)
@@ -280,6 +280,7 @@ def sample_gamma(key: PRNGKey, shape: Array) -> Array:
     def retry(carry: tuple[PRNGKey, Array, Array]) -> tuple[PRNGKey, Array, Array]:
         key, values, accepted = carry
         key, own = jax.random.split(key)
+        # Under jit, sizes are fixed: index `number` is out of range and fills the unused slots.
         at = jnp.nonzero(~accepted, size=room, fill_value=number)[0]
         new, good = attempt(own, center.at[at].get(mode="fill", fill_value=1.0))
         where = jnp.where(good, at, number)

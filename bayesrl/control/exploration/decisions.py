@@ -1,4 +1,4 @@
-"""`Decision`: which action is the best, how surely, and what a wrong choice may cost."""
+"""`Decision`: which action is best, how surely, and what a wrong choice may cost."""
 
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ class Decision(NamedTuple):
     """What draws of action values say about a choice between the actions.
 
     Attributes:
-        p_optimal: P(action is the best), [..., actions].
-        regret: expected loss of taking each action rather than the best, reward units, [..., actions].
+        p_optimal: P(action is best), [..., actions].
+        regret: expected loss of taking each action instead of the best, reward units, [..., actions].
         interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
     """
 
@@ -32,11 +32,12 @@ class Decision(NamedTuple):
 
     @classmethod
     def from_samples(cls, values: Any, allowed: Any = None) -> "Decision":
-        """Compare the actions in each draw, [samples, ..., actions]; arrays of NumPy give arrays of NumPy.
+        """Compare the actions in each draw; NumPy arrays give NumPy arrays.
 
         Args:
-            values: draws of the action values, reward units.
-            allowed: [..., actions]; the other actions are never the best, and their loss is nan. By default all are.
+            values: draws of the action values, reward units, [samples, ..., actions].
+            allowed: which actions are allowed, [..., actions]; by default, all. The others are never best, and their
+                loss is nan.
         """
         xp = values.__array_namespace__()
         allowed = xp.ones((), bool) if allowed is None else allowed
@@ -54,20 +55,20 @@ class Decision(NamedTuple):
     ),
 )
 def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
-    """Tell which action is the best, how surely, and what a wrong choice may cost.
+    """Compute which action is best, how surely, and what a wrong choice may cost.
 
     Args:
-        key: consumed whole.
-        belief: over the values of the actions.
-        num_samples: draws; the standard error of a probability is at most .5 / √num_samples.
+        key: random key; do not use it again.
+        belief: the posterior of the values of the actions.
+        num_samples: number of draws; the standard error of a probability is at most .5 / √num_samples.
 
     Returns:
         `Decision`.
 
     Raises:
-        ControlError: num_samples is below 1; the belief is none, or has draws that are not finite, as a Beta with
-            a or b below 1 has.
-        EngineError: the key is none.
+        ControlError: num_samples is below 1; `belief` is not a belief, or its draws are not finite, as for a Beta with
+            a or b below 1.
+        EngineError: `key` is not a random key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,7 +89,7 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
 
 
 def _check_belief(key: PRNGKey, belief: Any) -> None:
-    """Refuse what gives no draws [..., actions]."""
+    """Refuse anything that does not give draws [..., actions]."""
     try:
         shape = jax.eval_shape(belief.sample, key).shape
     except (TypeError, ValueError) as error:

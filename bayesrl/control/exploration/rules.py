@@ -21,23 +21,23 @@ _HALVINGS = 40
 
 
 class Exploration(abc.ABC):
-    """An exploration rule: from a key, a belief and the number of steps taken so far to an action each, [...].
+    """An exploration rule: a function from a key, a belief and the number of steps so far to actions, [...].
 
-    The same rule serves both posteriors: called with a `Belief` over action values it acts on what is not known,
-    and `behave` acts on a fitted policy, which is how `GymnasiumSource` and `KLControlAgent` ask it.
+    The same rule serves both posteriors: called with a `Belief` over action values, it acts on uncertainty;
+    `behave` acts on a fitted policy, for `GymnasiumSource` and `KLControlAgent`.
     """
 
     committed: ClassVar[bool] = False
     """Whether one random choice holds for a whole episode."""
     soft: ClassVar[bool] = False
-    """Whether it asks models of dynamics for soft backups of what exploration is worth."""
+    """Whether models of dynamics should back up the worth of exploration softly."""
 
     @abc.abstractmethod
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose, [...] integers."""
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        """Choose an action where a policy q and its prior are all that is known, and give its log-probability.
+        """Choose an action from a policy q and its prior alone, and return its log-probability too.
 
         Raises:
             ControlError: the rule needs a posterior of action values, or leaves actions untried.
@@ -62,7 +62,7 @@ type Rule = Annotated[
         any_type=True,
     ),
 ]
-"""An exploration rule, or a function of yours in its place."""
+"""An exploration rule, or your own function in its place."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class EpsilonGreedy(Exploration):
         return jnp.where(explore, _anything(which, belief), chosen)
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        """Take q's likeliest action, and in a share of the steps draw from the prior."""
+        """Take q's likeliest action; with probability ε, draw from the prior instead."""
         if self.epsilon == 0:
             raise ControlError(
                 "epsilon_greedy(0) never tries other actions, so that none can be corrected for; use ε > 0"
@@ -137,7 +137,7 @@ class Thompson(Exploration):
         return jnp.argmax(belief.sample(key), -1)
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        """Draw from q: a policy that is itself a posterior is played by drawing from it."""
+        """Draw from q: Thompson sampling of a policy that is itself a posterior."""
         action = fitted.sample(key)
         return action, fitted.log_prob(action)
 
@@ -168,7 +168,7 @@ class KLearning(Exploration):
 
 
 def _anything(key: PRNGKey, belief: Belief) -> Array:
-    """Draw any action that is allowed, [...]."""
+    """Draw any allowed action, [...]."""
     *runs, actions = belief.mean.shape
     if belief.allowed is None:
         return jax.random.randint(key, tuple(runs), 0, actions)
@@ -191,7 +191,7 @@ def random() -> Exploration:
 
 
 def greedy() -> Exploration:
-    """Take the action whose expected value is greatest, ties broken at random.
+    """Take the action with the greatest expected value; ties are broken at random.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -207,9 +207,9 @@ def greedy() -> Exploration:
 
 @checked(ControlError)
 def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
-    """Take any action with probability ε, else the one whose expected value is greatest, ties broken at random.
+    """Take any action with probability ε, else the one with the greatest expected value; ties are broken at random.
 
-    On a fitted policy, by `Exploration.behave`: its likeliest action, and with probability ε one from the prior.
+    On a fitted policy, take its likeliest action, or with probability ε one from the prior; see `Exploration.behave`.
 
     Args:
         epsilon: ε, in [0, 1].
@@ -233,8 +233,8 @@ def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
 def boltzmann(temperature: Positive) -> Exploration:
     """Take actions with probability ∝ exp(expected value / temperature).
 
-    Uncertainty does not count: two actions of the same expected value are equally likely, however often each has been
-    tried.
+    Uncertainty does not count: two actions with the same expected value are equally likely, however often each has
+    been tried.
 
     Args:
         temperature: reward units per nat, above 0.
@@ -255,7 +255,7 @@ def boltzmann(temperature: Positive) -> Exploration:
 
 
 def thompson() -> Exploration:
-    """Draw the values from the posterior, and take the action that is best in this draw; one draw an episode.
+    """Draw the values from the posterior, and take the action that is best in this draw; one draw per episode.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -267,16 +267,16 @@ def thompson() -> Exploration:
         0.7
 
     References:
-        Thompson (1933), "On the likelihood that one unknown probability exceeds another"; Osband, Russo & Van Roy
-        (2013), "(More) efficient reinforcement learning via posterior sampling", for whole episodes (PSRL).
+        Thompson (1933), "On the likelihood that one unknown probability exceeds another". Whole episodes (PSRL):
+        Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling".
     """
     return Thompson()
 
 
 def bayes_ucb() -> Exploration:
-    """Take the action whose quantile of order 1 − 1/(t + 1) is greatest, t being the number of the step from 1 on.
+    """Take the action whose quantile of order 1 − 1/(t + 1) is greatest at step t = 1, 2, ….
 
-    In environments t is the number of the episode.
+    In environments, t is the number of the episode.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -295,12 +295,12 @@ def bayes_ucb() -> Exploration:
 
 
 def k_learning() -> Exploration:
-    """Take actions with probability ∝ exp(K(a)/τ), where K(a) = μ + σ²/2τ is what exploration is worth.
+    """Take actions with probability ∝ exp(K(a)/τ), where K(a) = μ + σ²/2τ counts the worth of exploration.
 
-    The cumulants τ·log E exp(value/τ) of the posterior, bounded by those of a Normal of its `variance`, are the
-    rewards of a KL-regularised problem whose temperature is chosen, at each step, as the minimiser of
-    τ·log Σ_a exp(K(a)/τ), an upper bound on E[max value]. Where a model of the dynamics is learned, K comes from soft
-    backups with the same temperature at all steps; see `TabularModel.cumulants`.
+    The cumulants of the posterior, τ·log E exp(value/τ), are bounded by those of a Normal with its `variance`, and
+    serve as the rewards of a KL-regularised problem. At each step its temperature τ minimises τ·log Σ_a exp(K(a)/τ),
+    an upper bound on E[max value]. With a model of the dynamics, K comes from soft backups with the same temperature
+    at all steps; see `TabularModel.cumulants`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -322,11 +322,11 @@ def _temperature(below: Array, variance: Array) -> Array:
     """Minimise f(τ) = τ·log Σ exp(μ/τ + σ²/2τ²), whose slope changes sign once, by bisection of f′, [...].
 
     Args:
-        below: μ less the greatest of them, [..., actions]; −inf for actions that are not allowed.
+        below: μ minus its maximum, [..., actions]; −inf for actions that are not allowed.
         variance: σ², [..., actions].
     """
     farthest = -jnp.where(below > -jnp.inf, below, 0.0).min(-1)
-    # Where all is known the minimiser is 0; a scale that is small beside the differences stands in for it.
+    # Without uncertainty the minimiser is 0; a scale that is small beside the differences stands in for it.
     scale = jnp.maximum(jnp.sqrt(variance.max(-1)), 1e-3 * farthest + 1e-12)
 
     def rising(tau: Array) -> Array:
@@ -337,7 +337,7 @@ def _temperature(below: Array, variance: Array) -> Array:
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        middle = jnp.sqrt(low * high)
+        middle = jnp.sqrt(low * high)  # geometric: the bracket spans orders of magnitude
         above = rising(middle)
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
@@ -347,10 +347,10 @@ def _temperature(below: Array, variance: Array) -> Array:
 
 @checked(ControlError)
 def exploration_from_name(text: str) -> Exploration:
-    """Make a rule from its name, with its number behind a colon: `thompson`, `epsilon_greedy:0.1`.
+    """Make a rule from its name, with its number after a colon: `thompson`, `epsilon_greedy:0.1`.
 
     Raises:
-        ControlError: there is no such rule, or its number is missing, superfluous or not a number.
+        ControlError: there is no such rule; or its number is missing, not wanted or not a number.
     """
     makers: dict[str, Any] = {
         "random": random,
