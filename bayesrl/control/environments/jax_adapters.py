@@ -222,7 +222,7 @@ def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
     """Bring a mask into the shape of logits, or return None if it does not say which actions are allowed.
 
     Args:
-        mask: flags of all actions, flat or with an axis for each integer; or of each integer's values, [integers, most].
+        mask: flags of all actions, flat or with an axis per integer; or of each integer's values, [integers, most].
         sizes: how many values each of several integers takes; empty if an action is not several integers.
         shape: [actions] for all actions together, or [integers, most] for each integer on its own.
     """

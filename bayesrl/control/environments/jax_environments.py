@@ -55,7 +55,7 @@ class RandomWords(dist.Distribution):
 @checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
-    """A JAX environment as a program: gymnax, brax, jumanji, navix, pgx, or any with one of their interfaces; see README.
+    """A JAX environment as a program: gymnax, brax, jumanji, navix, pgx, or any with such an interface; see README.
 
     Its randomness becomes the sites `start` and, if a step takes a key, `noise`. A rollout stops counting when an
     episode ends. If the environment tells a time limit from an end, `Transition.truncated` does too, and

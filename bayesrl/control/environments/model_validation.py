@@ -22,7 +22,7 @@ _EPISODES, _MAX_STEPS = 25, 2500
 
 _STARTS = 200
 _MAX_DEVIATIONS = 7.0
-"""Bound on a pooled chi-square statistic, in standard deviations; despite its long tail, false alarms are below 1e-6."""
+"""Bound on a pooled chi-square statistic, in standard deviations: fewer than 1e-6 false alarms, long tail included."""
 
 
 def validate_model(

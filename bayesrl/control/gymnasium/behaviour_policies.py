@@ -1,4 +1,4 @@
-"""Behaviour policies: the guide itself, or another policy, whose draws are corrected by importance weights."""
+"""Behaviour policies: the guide itself, or another policy, with importance weights to correct its draws."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
 
 type Behaviour = Callable[[PRNGKey, dist.Distribution, dist.Distribution], tuple[Array, Array]]
-"""From a key, the guide's and the prior's distribution of the action to an action and its log-probability."""
+"""A function from a key, the guide's and the prior's action distribution to an action and its log-probability."""
 
 
 class ScoredActions(NamedTuple):
@@ -40,7 +40,7 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
     """Play the prior in a share of the steps, and the guide in the others.
 
     Args:
-        share: in [0, 1]; 1 plays the prior alone.
+        share: probability of playing the prior, in [0, 1]; 1 plays the prior alone.
 
     Raises:
         ControlError: the share is not in [0, 1].
@@ -56,6 +56,7 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
         log_share = jnp.log1p(-jnp.asarray(share)), jnp.log(jnp.asarray(share))
         log_probs = fitted.log_prob(action), prior.log_prob(action)
+        # The density of the mixture, not of the branch taken: importance weights then stay bounded.
         return action, jnp.logaddexp(log_probs[0] + log_share[0], log_probs[1] + log_share[1])
 
     return behave
@@ -67,11 +68,11 @@ def choose_actions(
     """Choose an action for each observation [num, ...], and score it.
 
     Args:
-        programs: of a rollout and its guide.
+        programs: the programs of a rollout and its guide.
         params: unconstrained parameters of the guide.
-        key: consumed whole.
+        key: random key; do not use it again.
         seen: observations, [num, ...].
-        behaviour: who plays.
+        behaviour: the policy that plays.
     """
 
     def one(key: PRNGKey, observation: Array) -> ScoredActions:

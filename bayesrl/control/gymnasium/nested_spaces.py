@@ -1,4 +1,4 @@
-"""Composite spaces of Gymnasium: their simple parts, in order, and values assembled from them."""
+"""Composite Gymnasium spaces: split them into simple parts, in order, and assemble values from the parts."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 LARGEST_BOUND = 1e6
-"""Wider bounds count as none: float32's greatest number is a common way to say "unbounded"."""
+"""Wider bounds count as no bounds: float32's greatest number is a common way to say "unbounded"."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class SpaceLeaf:
 
     Attributes:
         path: the keys and indices that lead to it.
-        space: itself.
-        sizes: number of values of each of its integers; empty where its numbers are real.
+        space: the simple space.
+        sizes: number of values of each of its integers; empty if its numbers are real.
         least: the least value of each integer.
     """
 
@@ -28,29 +28,29 @@ class SpaceLeaf:
 
     @property
     def width(self) -> int:
-        """Number of its numbers."""
+        """How many numbers it holds."""
         return math.prod(self.space.shape or ())
 
     def extract(self, values: Any) -> np.ndarray:
-        """Take its numbers out of a batch of composite values, [num, width]."""
+        """Extract its numbers from a batch of composite values, [num, width]."""
         for step in self.path:
             values = values[step]
         array = np.asarray(values)
         return array.reshape(len(array), -1)
 
     def scale(self) -> np.ndarray:
-        """Give the typical size of its numbers, [width]."""
+        """Return the typical size of its numbers, [width]."""
         size = np.maximum(np.abs(self.space.low.astype(float)), np.abs(self.space.high.astype(float)))
         return np.where((size > 0) & (size < LARGEST_BOUND), size, 1.0).astype(np.float32).ravel()
 
 
 def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[SpaceLeaf] | None:
-    """Give the simple parts of a space, or None where one of them is not supported.
+    """Split a space into its simple parts; None if one of them is not supported.
 
     Args:
-        space: Gymnasium's.
-        counted: whether bounded boxes of integers are finite sets, not arrays of numbers.
-        path: that leads to the space.
+        space: a Gymnasium space.
+        counted: whether to treat bounded boxes of integers as finite sets, not arrays of numbers.
+        path: the path to the space.
     """
     from gymnasium import spaces
 
@@ -81,7 +81,7 @@ def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = 
 
 
 def assemble(space: Any, leaves: list[SpaceLeaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
-    """Make a batch of values of a space from the numbers of its leaves, one after another, [num, total width]."""
+    """Assemble a batch of values of a space from the concatenated numbers of its leaves, [num, total width]."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
@@ -102,7 +102,7 @@ def assemble(space: Any, leaves: list[SpaceLeaf], numbers: np.ndarray, path: tup
 
 
 def add_batch_axis(value: Any) -> Any:
-    """Give one value as a batch of one."""
+    """Turn one value into a batch of one."""
     if isinstance(value, dict):
         return {name: add_batch_axis(part) for name, part in value.items()}
     return tuple(map(add_batch_axis, value)) if isinstance(value, tuple) else np.asarray(value)[None]

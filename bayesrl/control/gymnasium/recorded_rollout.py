@@ -1,4 +1,4 @@
-"""Rollouts in environments that are not programs: their sites hold what was recorded."""
+"""Rollouts in environments that are not programs: their sites hold recorded values."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,9 @@ from bayesrl.errors import ControlError
 
 
 class RecordedValue(dist.Distribution):
-    """A placeholder for what an environment outside the program gives: its density is unknown, and cancels.
+    """A placeholder for the values of an environment outside the program: their density is unknown, and cancels.
 
-    It draws zeros, so that programs can be traced; only recorded values mean anything.
+    It draws zeros, so that programs can be traced; only recorded values have a meaning.
     """
 
     recorded = True
@@ -34,7 +34,7 @@ class RecordedValue(dist.Distribution):
 
     @property
     def support(self) -> Any:
-        """Integers from 0 on, truth values, or real numbers."""
+        """Integers from 0 on, booleans, or real numbers."""
         if self.num_values is not None:
             return constraints.integer_interval(0, self.num_values - 1)
         return (
@@ -44,37 +44,37 @@ class RecordedValue(dist.Distribution):
         )
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Give zeros."""
+        """Return zeros."""
         return jnp.zeros((*sample_shape, *self.event_shape), self.dtype)
 
     def log_prob(self, value: Any) -> Array:
-        """Give zero."""
+        """Return zero."""
         shape = jnp.shape(value)
         return jnp.zeros(shape[: len(shape) - len(self.event_shape)])
 
     def tree_flatten(self) -> Any:
-        """Give no arrays."""
+        """Flatten; all parts are static."""
         return (), (self.event_shape, self.dtype, self.num_values)
 
     @classmethod
     def tree_unflatten(cls, aux_data: Any, params: Any) -> "RecordedValue":
-        """Make it from its static parts."""
+        """Rebuild it from its static parts."""
         return cls(*aux_data)
 
 
 def mask_actions(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
-    """Give a Categorical over the allowed actions, [..., actions]; over all actions where none is allowed."""
+    """Restrict a Categorical to the allowed actions, [..., actions]; if none is allowed, keep all."""
     logits = jnp.asarray(actions.logits)
     return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(-1, keepdims=True), logits, NEVER))
 
 
 @dataclass(frozen=True)
 class ExternalEnvironment(Environment):
-    """An environment that is not a program, known by its observations and its prior policy alone.
+    """An environment that is not a program, described only by its observations and its prior policy.
 
     Args:
-        observations: as policies see them.
-        actions: the distribution of actions that policies start from.
+        observations: the observations that policies see.
+        actions: the distribution of actions from which policies start.
     """
 
     observations: Observations
@@ -85,11 +85,11 @@ class ExternalEnvironment(Environment):
         object.__setattr__(self, "num_observations", self.observations.num)
 
     def reset(self) -> Array:
-        """Give zeros in the place of the first observation."""
+        """Return zeros in place of the first observation."""
         return jnp.zeros(self.observations.shape, self.observations.dtype)
 
     def step(self, state: Any, action: Any) -> Transition:
-        """Refuse, for what follows is unknown.
+        """Refuse: the program does not know the next state.
 
         Raises:
             ControlError: always.
@@ -97,12 +97,12 @@ class ExternalEnvironment(Environment):
         raise ControlError("this environment is not a program, so it cannot be stepped in one; fit with source=...")
 
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give the distribution of actions that policies start from, without the actions that are not allowed."""
+        """Return the distribution of actions from which policies start, restricted to allowed actions."""
         masked = self.observations.masked
         return mask_actions(self.actions, observation[-masked:] > 0) if masked else self.actions
 
     def label(self, observation: Any) -> Any:
-        """Leave the mask out; see `Environment.label`."""
+        """Drop the mask; see `Environment.label`."""
         return observation[0] if self.observations.masked and self.num_observations is not None else observation
 
     def features(self, observation: Any) -> Array:
@@ -122,20 +122,20 @@ class ExternalEnvironment(Environment):
 
 @dataclass(frozen=True, eq=False)
 class RecordedRollout(EpisodeProgram):
-    """Steps of a policy in an environment outside of the program, from anywhere in an episode on.
+    """Steps of a policy in an environment outside the program, starting anywhere in an episode.
 
-    `source` fills the sites `observation`, `counts` (False where an environment was reset, and in the last step,
-    which only values what follows), `terminated` and `earned`, and gives the density that drew each action.
+    `source` fills the sites `observation`, `counts` (False at resets of an environment, and in the last step, which
+    only values what follows), `terminated` and `earned`, and supplies the density from which each action was drawn.
 
     Attributes:
-        return_scale: size of returns to come, reward units; a critic's numbers are multiples of it.
+        return_scale: size of returns to come, reward units; a critic's outputs are multiples of it.
     """
 
     environment: ExternalEnvironment
     return_scale: float = 1.0
 
     def play(self, choose: PolicyFn) -> Any:
-        """Score what was recorded; see `EpisodeProgram.run`."""
+        """Score the recorded steps; see `EpisodeProgram.run`."""
         seen = self.environment.observations
         placeholder = RecordedValue(seen.shape, seen.dtype, None if seen.masked else seen.num)
 

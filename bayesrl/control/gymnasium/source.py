@@ -1,4 +1,4 @@
-"""`GymnasiumSource`: draws from Gymnasium environments, without a model of them."""
+"""`GymnasiumSource`: draws from Gymnasium environments, without a model of the environment."""
 
 from collections import deque
 from collections.abc import Callable
@@ -38,13 +38,13 @@ from bayesrl.svi.reused_draws import BatchSource
 from bayesrl.typing import Params, PRNGKey
 
 MOST_STEPS = 100_000
-"""A longer episode is taken for one that never ends."""
+"""A longer episode counts as one that never ends."""
 
 _RECENT_EPISODES = 100
-"""Over which the history takes its mean return."""
+"""Number of episodes in the mean return of the history."""
 
 _SEED_STRIDE = 1_000_003
-"""Between the environments of fits made side by side."""
+"""Step between the seeds of fits made side by side."""
 
 
 _OPTIONS = UnusedOption(
@@ -58,31 +58,31 @@ class GymnasiumSource(BatchSource):
     """Play in real environments, and make draws of a policy for `bayesrl.fit(source=...)`.
 
     Environment terms cancel from J, so no model of the environment is needed. Each batch holds `window` steps of
-    `num_envs` environments side by side, from wherever they stand, and serves `num_updates` gradient steps;
-    `ActorCritic` clips the ratio to the policy that drew it. A time limit cuts an episode off, and the critic values
-    what would have followed; termination ends it.
+    `num_envs` environments side by side, from wherever they are, and serves `num_updates` gradient steps;
+    `ActorCritic` clips the ratio to the policy that drew the batch. A time limit cuts an episode off, and the critic
+    values what would have followed; termination ends the episode.
 
     Args:
-        environment: id of a registered environment, or a function that makes one, or makes `num_envs` of them side
-            by side as a `gymnasium.vector.VectorEnv`, whatever its autoreset mode.
-        num_envs: environments side by side.
+        environment: id of a registered environment, or a function that makes one environment, or `num_envs` side by
+            side as a `gymnasium.vector.VectorEnv` with any autoreset mode.
+        num_envs: number of environments side by side.
         window: steps of each environment in a batch.
-        num_updates: gradient steps per batch. Too many let a policy settle before it has seen what other actions are
-            worth: Acrobot was not learned in 2,000 steps of 8, and is in as many of 4.
-        behaviour: the policy that plays: the guide, `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
+        num_updates: gradient steps per batch. With too many, a policy settles before it has seen what other actions
+            are worth: with 8, 2,000 steps did not learn Acrobot; with 4, they do.
+        behaviour: the policy that plays: the guide, `epsilon_greedy(ε)`, `prior_mixture(ε)`, or your own function;
             see `bayesrl.control.gymnasium.behaviour_policies`.
-        seed: of the environments; the k-th episode of environment i is reset with seed + i + k·num_envs.
-        max_failures: number of episodes that may end with an error; each is dropped, with its seed in the log.
-        options: keyword arguments for an environment that is given by its id.
-        action_masks: whether to take only the actions that `action_mask` allows, in a Dict observation or in `info`, or
-            a method `action_masks()`; by default where it is a part of the observation. The mask is then appended to
-            the observation.
+        seed: seed of the environments; the k-th episode of environment i resets with seed + i + k·num_envs.
+        max_failures: number of episodes that may end with an error; each is dropped, and its seed logged.
+        options: keyword arguments for an environment given by its id.
+        action_masks: whether to take only allowed actions, by the `action_mask` in a Dict observation or in `info`, or
+            by a method `action_masks()`; by default, if the observation has one. The mask is then appended to the
+            observation.
 
     Attributes:
         steps_taken: steps of the environments in all fits so far.
 
     Raises:
-        ControlError: unknown environment; a space that is not supported; a number out of range.
+        ControlError: the environment is unknown; a space is not supported; a number is out of range.
 
     Example:
         >>> from bayesrl.control import GymnasiumSource
@@ -91,8 +91,8 @@ class GymnasiumSource(BatchSource):
         2
 
     References:
-        Schulman et al. (2017) for windows that serve several updates; Pardo, Tavakoli, Levdik & Kormushev (2018)
-        for time limits.
+        Windows that serve several updates: Schulman et al. (2017). Time limits: Pardo, Tavakoli, Levdik & Kormushev
+        (2018).
     """
 
     environment: str | Callable[[], Any]
@@ -144,14 +144,14 @@ class GymnasiumSource(BatchSource):
     def policy(
         self, *, discount: Annotated[float, real_range(above=0, most=1)] = 0.99, prior: Any = None
     ) -> RecordedRollout:
-        """Give the program to fit: a rollout whose environment is recorded.
+        """Make the program to fit: a rollout whose environment is recorded.
 
-        Some random steps in another environment estimate the size of returns, the unit of the critic's outputs.
+        Random steps in a separate environment estimate the size of returns, the unit of the critic's outputs.
 
         Args:
             discount: γ, in (0, 1].
-            prior: from (observation, time) to a distribution of actions; by default uniform over finitely many
-                actions, and Normal with half the range as its scale over bounded ones.
+            prior: a function from (observation, time) to a distribution of actions; by default, uniform over finitely
+                many actions, and Normal with half the range as its scale over bounded ones.
 
         Raises:
             ControlError: the discount is out of range, or the prior's draws are not actions of the environment.
@@ -164,10 +164,10 @@ class GymnasiumSource(BatchSource):
         return program
 
     def _return_scale(self, discount: float) -> float:
-        """Estimate the size of returns by random steps in another environment.
+        """Estimate the size of returns by random steps in a separate environment.
 
         A critic whose outputs are far too small lags behind: then all advantages are positive, every action taken is
-        reinforced, and the policy stops exploring. CartPole stalled so in a third of its seeds.
+        reinforced, and the policy stops exploring. That stalled CartPole for a third of the seeds.
         """
         failed = self.failures.count
         try:
@@ -176,24 +176,24 @@ class GymnasiumSource(BatchSource):
                 found = playing.estimate_return_scale(discount, self.seed)
             finally:
                 playing.close()
-        except ControlError:  # it will be raised again in play
+        except ControlError:  # play will raise it again
             found = 1.0
         self.failures.count = failed
         return found if np.isfinite(found) and found > 0 else 1.0
 
     def lane(self, index: int) -> "GymnasiumSource":
-        """Give a source for one of several fits made side by side, with environments of its own."""
+        """Make a source for one of several fits made side by side, with its own environments."""
         other = replace(self, seed=self.seed + _SEED_STRIDE * index)
         self._lanes.append(other)
         return other
 
     def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Play `window` steps in each environment, and give them as draws [num_envs, window + 1, ...].
+        """Play `window` steps in each environment, and return them as draws [num_envs, window + 1, ...].
 
         Raises:
             GuideError: the guide does not draw single actions.
-            ControlError: the policy is not of this source; a reward or an observation is not finite; too many
-                episodes ended with an error.
+            ControlError: the policy does not come from this source; a reward or an observation is not finite; too
+                many episodes ended with an error.
         """
         if not isinstance(programs.guide, RolloutGuide):
             raise GuideError(
@@ -218,7 +218,7 @@ class GymnasiumSource(BatchSource):
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: Any = None
         functions, key = self._compiled(programs), as_hash_key(key)
-        at = np.zeros(self.num_envs, int)  # the row that each environment has come to
+        at = np.zeros(self.num_envs, int)  # the row that each environment has reached
         for t in range(size):
             chosen = functions.act(params, key, np.asarray(t, np.int32), playing.observation)
             action, log_prob = jax.device_get(chosen)
@@ -239,8 +239,8 @@ class GymnasiumSource(BatchSource):
                 counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
             at += 1
             if step.last is not None:
-                # An extra row, which does not count, holds the last observation of an episode that was cut off, to
-                # be valued. Its environment is then a row ahead, and fills the window earlier.
+                # An extra row, which does not count, holds the last observation of an episode that was cut off, for
+                # the critic to value. Its environment is then a row ahead, and fills the window earlier.
                 for i in np.flatnonzero(step.ended & ~step.terminated & (at <= self.window)):
                     observed[i, at[i]] = step.last[i]
                     at[i] += 1
@@ -259,7 +259,7 @@ class GymnasiumSource(BatchSource):
             "return": np.full(self.num_envs, earned_in_all, np.float32),
             "length": np.full(self.num_envs, length, np.float32),
         }
-        # Steps that do not count have no density: a ratio to one of theirs might overflow.
+        # Steps that do not count have no density, and a ratio to whatever is stored there might overflow.
         behaviour[~counts] = 0.0
         return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
@@ -267,20 +267,20 @@ class GymnasiumSource(BatchSource):
         return VectorRunner(open_environments(self, number, seed), self.observations, self.actions, seed)
 
     def _compiled(self, programs: Programs) -> "_Compiled":
-        """Give the compiled functions of these programs; they are kept until the source is closed."""
+        """Compile the functions of these programs, and keep them until the source is closed."""
         of = (programs.policy, programs.guide)
         if self._programs is None or self._programs[0] != of:
             self._programs = of, _Compiled(programs, self.behaviour)
         return self._programs[1]
 
     def episodes(self, key: PRNGKey, params: Params, programs: Programs, num_episodes: Count) -> tuple[Draws, Totals]:
-        """Play whole episodes by the guide, in environments of their own.
+        """Play whole episodes by the guide, in separate environments.
 
         Args:
-            key: consumed whole; it seeds the environments too.
+            key: random key, which also seeds the environments; do not use it again.
             params: unconstrained parameters of the guide.
             programs: policy and guide.
-            num_episodes: how many.
+            num_episodes: number of episodes.
 
         Returns:
             Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with nan or −1, and metrics
@@ -296,12 +296,12 @@ class GymnasiumSource(BatchSource):
         seed = int(np.asarray(key_data(seeding))[0] % 2**30)
         playing = self._open(min(num_episodes, self.num_envs), seed)
         number = playing.number
-        # Each environment plays a fixed number of episodes: whichever end first would prefer short ones.
+        # Each environment plays a fixed number of episodes: to take whichever end first would favour short ones.
         wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
         played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
-        decide_all = _Compiled(programs, self.behaviour).decide  # the programs may read other numbers now
+        decide_all = _Compiled(programs, self.behaviour).decide  # fresh: the programs may read other numbers now
         try:
             while len(spans) < num_episodes:
                 seen = playing.observation
@@ -318,7 +318,7 @@ class GymnasiumSource(BatchSource):
                     played[i] += 1
         finally:
             playing.close()
-        # In the order of their seeds: that of their ends would put short ones first.
+        # Sorted by seed: the order of their ends would put short ones first.
         return _as_draws([np.stack(part, 1) for part in zip(*steps, strict=True)], sorted(spans), discount)
 
     def close(self) -> None:
@@ -338,9 +338,9 @@ class _Compiled:
     """The compiled functions of a policy and its guide.
 
     Attributes:
-        act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.
-        decide: the `ScoredActions` of the guide, from the same.
-        score: the draws of a batch, from (params, sites).
+        act: maps arrays (params, key, time, observations) to the behaviour's action and its log-probability in nats.
+        decide: maps the same to the guide's `ScoredActions`.
+        score: maps (params, sites) to the draws of a batch.
     """
 
     def __init__(self, programs: Programs, behaviour: Behaviour | Exploration) -> None:
@@ -361,7 +361,7 @@ class _Compiled:
 
 
 def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:
-    """Cut episodes (…, environment, first step, end) out of recorded arrays, [num_envs, step, ...]."""
+    """Cut episodes (…, environment, first step, end) from recorded arrays, [num_envs, step, ...]."""
     observation, action, *scores = steps
     longest = max(end - begin for *_, begin, end in spans)
     weights = discount ** np.arange(longest)

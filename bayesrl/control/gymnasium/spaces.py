@@ -1,4 +1,4 @@
-"""Spaces of Gymnasium: which are supported, and what policies make of them."""
+"""Gymnasium spaces: which ones are supported, and how policies represent them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -25,34 +25,34 @@ SUPPORTED = (
     "either all integers within bounds or all floats"
 )
 MASK = "action_mask"
-"""The key of allowed actions, in an observation of several parts or in `info`."""
+"""The key of the allowed actions, in an observation of several parts or in `info`."""
 
 _MOST_COUNTED = 4096
-"""Up to this number, observations of several integers are counted, and can be looked up in tables."""
+"""Up to this number, observations of several integers are numbered, and tables can look them up."""
 
 MOST_JOINT = 256
 """Up to this number, actions of several integers have a probability each; beyond it, each integer has its own."""
 
 NEVER = -1e30
-"""A log-probability for −inf, which NumPyro refuses as a logit."""
+"""A log-probability in place of −inf, which NumPyro refuses as a logit."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Observations of an environment, as policies see them: float32 arrays, or integers from 0 on.
+    """The observations that policies see: float32 arrays, or integers from 0 on.
 
     A mask of allowed actions is appended to the observation.
 
     Attributes:
-        shape: of one observation.
-        dtype: of one observation.
-        num: number of observations, or None where they are arrays.
+        shape: shape of one observation.
+        dtype: type of one observation.
+        num: number of observations, or None if they are arrays.
         scale: typical size of the numbers, [*shape].
         first: the least of finitely many observations.
         leaves: the parts of a composite observation.
-        digits: number of values of each integer, where several are counted as one.
+        digits: number of values of each integer, if several integers are numbered as one.
         masked: number of actions in the mask, 0 without one.
-        mask: the part that holds the mask; None where it comes beside the observation.
+        mask: the part that holds the mask; None if the mask comes beside the observation.
     """
 
     shape: tuple[int, ...]
@@ -66,11 +66,11 @@ class Observations:
     mask: SpaceLeaf | None = None
 
     def from_environment(self, seen: Any, allowed: Any = None) -> np.ndarray:
-        """Give what policies see of a batch, a new array [num, *shape].
+        """Convert a batch to what policies see, a new array [num, *shape].
 
         Args:
             seen: the batch.
-            allowed: the mask beside it, [num, masked]; None where all actions are allowed.
+            allowed: the mask beside it, [num, masked]; None if all actions are allowed.
         """
         own = self._without_mask(seen)
         if not self.masked:
@@ -82,7 +82,7 @@ class Observations:
         return np.concatenate([own.reshape(len(own), -1), np.asarray(allowed) > 0], -1).astype(self.dtype)
 
     def one(self, seen: Any, allowed: Any = None) -> np.ndarray:
-        """Give what policies see of one observation, [*shape], without a batch."""
+        """Convert one observation to what policies see, [*shape], without a batch."""
         batch = self.from_environment(add_batch_axis(seen), None if allowed is None else np.asarray(allowed)[None])
         return np.asarray(batch[0])
 
@@ -111,12 +111,12 @@ class Actions:
     """Actions of an environment.
 
     Attributes:
-        num: number of actions, or None where they are vectors.
+        num: number of actions, or None if they are vectors.
         first: the least of finitely many actions.
-        low: lower bounds of vectors, [*shape], infinite where there are none.
+        low: lower bounds of vectors, [*shape]; infinite without bounds.
         high: upper bounds.
         sizes: number of values of each of several integers.
-        space: Gymnasium's, where actions have several parts.
+        space: the Gymnasium space, if actions have several parts.
         leaves: these parts.
     """
 
@@ -130,11 +130,11 @@ class Actions:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what a policy draws."""
+        """Shape of an action that a policy draws."""
         return () if self.num is not None else (len(self.sizes),) if self.sizes else tuple(np.shape(self.low))
 
     def prior(self) -> dist.Distribution:
-        """Give the default prior: uniform, or Normal around the middle with half the range as its scale."""
+        """Return the default prior: uniform, or Normal around the middle with half the range as its scale."""
         if self.num is not None:
             return dist.Categorical(logits=jax.device_put(np.zeros(self.num, np.float32)), validate_args=False)
         if self.sizes:
@@ -146,7 +146,7 @@ class Actions:
         return prior.to_event(middle.ndim) if middle.ndim else prior
 
     def sample_prior(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Draw from the default prior on the host, [number, *shape], of `allowed` actions, [number, num], or of all."""
+        """Draw from the default prior on the host, [number, *shape], over all or the `allowed` actions, [number, num]."""
         if self.num is not None:
             known = np.ones((number, self.num), bool) if allowed is None else allowed
             return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
@@ -157,7 +157,7 @@ class Actions:
         return drawn
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give middle and half the range of vectors; 0 and 1 where they have no bounds."""
+        """Return the middle and half the range of vectors; 0 and 1 without bounds."""
         with np.errstate(over="ignore", invalid="ignore"):
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
             bounded = (np.abs(low) < LARGEST_BOUND) & (np.abs(high) < LARGEST_BOUND)
@@ -165,7 +165,7 @@ class Actions:
             return middle, np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
 
     def to_environment(self, action: Any) -> Any:
-        """Give the environment's form of a batch, [num, ...]: bounded actions are clipped."""
+        """Convert a batch, [num, ...], to the environment's form; bounded actions are clipped."""
         if self.leaves:
             drawn = np.asarray(action)
             joint = self.num is not None
@@ -176,7 +176,7 @@ class Actions:
         return np.clip(action, self.low, self.high).astype(self.low.dtype)
 
     def one(self, action: Any) -> Any:
-        """Give one environment's form of one action, without a batch."""
+        """Convert one action to the environment's form, without a batch."""
         given = self.to_environment(np.asarray(action)[None])
         if not self.leaves:
             return given[0].item() if self.num is not None else given[0]
@@ -188,7 +188,8 @@ class Actions:
         """Refuse a prior whose draws are not actions of the environment.
 
         Raises:
-            ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
+            ControlError: the prior draws integers for vectors or vectors for integers, another shape, or too many
+                actions.
         """
         shape, counted = self.shape, self.num is not None or bool(self.sizes)
         drawn = jax.eval_shape(lambda: prior.sample(dummy_key()))
@@ -213,15 +214,15 @@ class Actions:
 
 @checked(ControlError)
 def squashed_normal(low: FiniteNumbers, high: FiniteNumbers, *, scale: Positive = 1.0) -> dist.Distribution:
-    """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
+    """Make a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
 
     Args:
         low: lower bounds, [*shape].
         high: upper bounds, [*shape].
-        scale: of the Normal before it is squashed; about 1.7 is nearest to uniform.
+        scale: scale of the Normal before squashing; about 1.7 is nearest to uniform.
 
     Raises:
-        ControlError: a bound is infinite, or they are the wrong way round.
+        ControlError: a bound is infinite, or the bounds are the wrong way round.
 
     Example:
         >>> from bayesrl import control
@@ -248,7 +249,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
     """Describe a space of observations.
 
     Args:
-        space: of Gymnasium.
+        space: a Gymnasium space.
         masked: number of actions in a mask; 0 without one.
         within: whether the mask is the part `action_mask` of the observation.
 
@@ -272,7 +273,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
         plain = Observations((), np.int32, int(space.n), 1.0, int(space.start))
     elif only is not None and isinstance(space, spaces.Box):
         scale = only.scale().reshape(space.shape)
-        # One number where all are the same: an image's worth would be built into every program.
+        # If all scales are equal, keep one number: every program would embed an image's worth of constants.
         same = scale.size > 0 and bool((scale == scale.flat[0]).all())
         plain = Observations(space.shape, np.float32, None, float(scale.flat[0]) if same else scale)
     else:
@@ -293,7 +294,7 @@ def _several(leaves: list[SpaceLeaf]) -> Observations:
 
 
 def _check_counted(values: np.ndarray, least: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    """Refuse integers outside their space, [..., integers]: a table would be read in another place."""
+    """Refuse integers outside their space, [..., integers]: they would index the wrong row of a table."""
     first = np.asarray(least)
     odd = (values != np.floor(values)) | (values < first) | (values >= first + np.asarray(sizes))
     if odd.any():
@@ -305,7 +306,7 @@ def _check_counted(values: np.ndarray, least: tuple[int, ...], sizes: tuple[int,
 
 
 def _one_hot(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """Encode each integer one-hot, or as itself where it has two values, [num, columns]."""
+    """Encode each integer one-hot, or as itself if it has two values, [num, columns]."""
     columns = [
         digits[:, i, None] if size == 2 else digits[:, i, None] == np.arange(size) for i, size in enumerate(sizes)
     ]

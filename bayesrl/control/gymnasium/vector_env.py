@@ -1,4 +1,4 @@
-"""Gymnasium environments side by side: how they start the next episode, and episodes that end with an error."""
+"""Gymnasium environments side by side: start their next episodes, and drop episodes that end with an error."""
 
 import logging
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from bayesrl.control.gymnasium.spaces import MASK, Actions, Observations
 from bayesrl.errors import ControlError
 
 _FAILED = "bayesrl: the episode failed"
-"""Marks an episode to be dropped, in `info`; no environment says this itself."""
+"""Key in `info` that marks an episode to drop; no environment uses it itself."""
 
 _NUM_PROBES = 256
-"""Random steps that estimate the size of returns."""
+"""Number of random steps that estimate the size of returns."""
 
 _REMEDY = "gymnasium.utils.env_checker.check_env tells what does not fit Gymnasium's interface"
 
@@ -49,7 +49,7 @@ def import_gymnasium() -> Any:
     """Import Gymnasium.
 
     Raises:
-        ControlError: it is not installed.
+        ControlError: Gymnasium is not installed.
     """
     try:
         import gymnasium
@@ -59,7 +59,7 @@ def import_gymnasium() -> Any:
 
 
 def make_environment(environment: Any, **options: Any) -> Any:
-    """Make an environment from its id, with options, or by a function; give back one that is made.
+    """Make an environment from its id and options, or by a function; return an environment as it is.
 
     Raises:
         ControlError: Gymnasium is missing, or the environment cannot be made.
@@ -85,12 +85,12 @@ def _not_made(environment: Any, error: Exception) -> ControlError:
 
 
 def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
-    """Open environments side by side, each episode with a seed of its own; a function's `VectorEnv` is taken as it is.
+    """Open environments side by side, with a seed for each episode; a function's `VectorEnv` is used as it is.
 
     Args:
         source: a `GymnasiumSource`.
-        number: how many environments.
-        seed: of the first episode; by default that of the source.
+        number: number of environments.
+        seed: seed of the first episode; by default, that of the source.
 
     Raises:
         ControlError: Gymnasium is missing, or the environment cannot be made.
@@ -121,7 +121,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
             if isinstance(spare[0], VectorEnv):
                 return spare[0]
         openers = [partial(open_one, index) for index in range(number)]
-        # `VectorRunner` copies what it observes, so the environments may reuse their buffer.
+        # `VectorRunner` copies observations, so the environments may reuse their buffer.
         return SyncVectorEnv(openers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
     except Exception as error:
         for one in made:
@@ -131,7 +131,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
 
 @cache
 def _guarded() -> Any:
-    """Make the wrapper class, which needs Gymnasium to be there."""
+    """Make the wrapper class; it needs Gymnasium, which is optional."""
     import gymnasium
 
     class Guarded(gymnasium.Wrapper):
@@ -145,7 +145,7 @@ def _guarded() -> Any:
             self._seen: Any = None
 
         def reset(self, **options: Any) -> Any:
-            """Reset with the next seed of its own."""
+            """Reset with the environment's own next seed."""
             options.pop("seed", None)
             while True:
                 self._now, self._length = self._seed, 0
@@ -167,13 +167,13 @@ def _guarded() -> Any:
                 return self._seen, 0.0, False, True, {_FAILED: True}
 
         def _with_mask(self, info: Any) -> Any:
-            """Put the mask of the method `action_masks` into `info`, where it has none."""
+            """Put the mask of the method `action_masks` into `info`, if `info` has no mask."""
             if not self._asks_masks or MASK in info or (method := mask_method(self.env)) is None:
                 return info
             return {**info, MASK: np.asarray(method())}
 
         def close(self) -> None:
-            """Close the environment; an error goes to the log, so that the others are closed too."""
+            """Close the environment; log errors, so that the other environments are closed too."""
             try:
                 self.env.close()
             except Exception as error:  # noqa: BLE001
@@ -194,15 +194,15 @@ def _guarded() -> Any:
 
 
 def is_sync_vector(envs: Any) -> bool:
-    """Whether `open_environments` put these environments side by side, and not the function that made them."""
+    """Check whether `open_environments` put these environments side by side, not the function that made them."""
     return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
 
 
 def reset_mode(envs: Any) -> str:
-    """Give how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
+    """Read how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
 
     Raises:
-        ControlError: they do not say.
+        ControlError: the environments do not say.
     """
     mode = envs.metadata.get("autoreset_mode")
     name = str(getattr(mode, "value", mode))
@@ -215,17 +215,17 @@ def reset_mode(envs: Any) -> str:
 
 @dataclass
 class VectorStep:
-    """What one step of all environments gave, [num_envs] each.
+    """The outcome of one step of all environments, [num_envs] each.
 
     Attributes:
         reward: reward units.
-        terminated: whether the episode came to its own end, no time limit.
-        counts: whether a step was taken, and not a reset in its place.
+        terminated: whether the episode came to its own end, not to a time limit.
+        counts: whether this was a step, not a reset in place of one.
         failed: whether the episode ended with an error.
-        ended: whether it ended, for whatever reason.
+        ended: whether the episode ended, for any reason.
         length: steps of the episode so far.
         finished: return and length of the episodes that ended without an error.
-        last: the last observations of the episodes that ended, [num_envs, *shape], where the next ones have begun; else
+        last: the last observations of the episodes that ended, [num_envs, *shape], if the next ones have begun; else
             None.
     """
 
@@ -240,13 +240,13 @@ class VectorStep:
 
 
 class VectorRunner:
-    """Plays environments side by side, and keeps where they stand and how their episodes have gone.
+    """Plays environments side by side, and keeps track of their observations and episodes.
 
     Args:
-        envs: from `open_environments`; closed where they cannot even be reset.
-        observations: what policies see of them.
-        actions: what they take.
-        seed: of the first environment.
+        envs: from `open_environments`; closed if their first reset fails.
+        observations: how policies see their observations.
+        actions: their actions.
+        seed: seed of the first environment.
     """
 
     def __init__(self, envs: Any, observations: Observations, actions: Actions, seed: int) -> None:
@@ -265,14 +265,14 @@ class VectorRunner:
             raise
 
     def step(self, action: Any) -> VectorStep:
-        """Take one step of each; where an episode is over, a reset takes the place of a step, or comes at once.
+        """Take one step in each environment; after an episode, a reset replaces the next step, or comes at once.
 
-        A reset in the place of a step does not count as one.
+        A reset in place of a step does not count as a step.
 
         Raises:
             ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
         """
-        # `Guarded` meets errors of single environments, so these are of what they gave.
+        # `Guarded` catches errors inside single environments, so errors here concern their outputs.
         with user_code("step", ControlError, _REMEDY):
             seen, reward, terminated, truncated, info = self._envs.step(self._actions.to_environment(action))
         failed = np.asarray(info[_FAILED], bool) if _FAILED in info else self._never
@@ -294,7 +294,7 @@ class VectorRunner:
         return VectorStep(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
 
     def _begun_anew(self, ended: np.ndarray, info: Any) -> np.ndarray:
-        """Give the last observations of the episodes that ended, and go to where the next ones begin."""
+        """Return the last observations of the episodes that ended, and move to the start of the next ones."""
         last = self.observation.copy()
         if self._mode == "Disabled":
             with user_code("reset", ControlError, _REMEDY):
@@ -313,14 +313,14 @@ class VectorRunner:
         return last
 
     def estimate_return_scale(self, discount: float, seed: int) -> float:
-        """Play some steps of the default prior, and give the size of returns to come, reward units.
+        """Play some steps of the default prior, and estimate the size of returns to come, reward units.
 
-        It is their root mean square, or the largest reward where that is more: a reward that is rare at random may
-        come in every episode later.
+        It is their root mean square, or the largest reward if that is more: a reward that random play rarely meets may
+        later come in every episode.
 
         Args:
             discount: γ.
-            seed: of the actions.
+            seed: seed of the actions.
         """
         rng, masked = np.random.default_rng(seed), self._observations.masked
         steps = []
@@ -335,7 +335,7 @@ class VectorRunner:
         return max(float(np.sqrt(squares / max(count, 1))), largest)
 
     def unfinished(self) -> list[tuple[float, int]]:
-        """Give return and length of the episodes under way."""
+        """Return the return and length of the episodes under way."""
         return list(zip(self._earned.tolist(), self._length.tolist(), strict=True))
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Learning from experience: one loop for KL-regularised and for Bayesian RL."""
+"""Learn from experience: one loop for KL-regularised and for Bayesian RL."""

@@ -1,4 +1,4 @@
-"""The environment as agents of `learn` see it, and how one episode is played."""
+"""The environment as agents of `learn` see it, and the play of one episode."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from bayesrl.typing import PRNGKey
 
 @dataclass(frozen=True)
 class EpisodePolicy:
-    """How one episode is played.
+    """The policy of one episode.
 
     Attributes:
-        choose: from the time step and what is observed to an action and its log-probability, nan where that is not
-            known; where the environment has masks, from the actions that are allowed too, [actions].
-        probs: the same as probabilities, [steps or 1, states, actions], where observations are finitely many.
+        choose: a function from the time step and the observation, and from the mask, [actions], if the environment has
+            masks, to an action and its log-probability, or nan if that is not known.
+        probs: the same as probabilities, [steps or 1, states, actions], if there are finitely many observations.
     """
 
     choose: Callable[..., tuple[int, float]]
@@ -29,23 +29,23 @@ class EpisodePolicy:
 
 
 class EnvAdapter(abc.ABC):
-    """An environment that agents can play and not look into.
+    """An environment that agents can play but not look into.
 
     Attributes:
-        num_actions: how many there are.
-        num_observations: how many there are, where they are the integers from 0 on; else None.
-        shape: of one observation.
-        dtype: of one observation.
+        num_actions: number of actions.
+        num_observations: number of observations, if they are the integers from 0 on; else None.
+        shape: shape of one observation.
+        dtype: type of one observation.
         scale: the rough size of the numbers in an observation, [*shape].
-        max_steps: the longest episode.
+        max_steps: length of the longest episode.
         discount: γ of the returns.
-        optimum: the greatest expected return of an episode, reward units; None where it is unknown.
-        unknown: why the optimum is, where it is.
-        action_names: one per action, where they have names.
-        name: of the environment.
-        options: it was made with, as text, for the run folder.
+        optimum: the greatest expected return of an episode, reward units; None if unknown.
+        unknown: why the optimum is unknown, if it is.
+        action_names: one name per action, if actions have names.
+        name: name of the environment.
+        options: the options of the environment, as text, for the run folder.
         masked: whether it has action masks.
-        allowed: which actions are allowed in the present state, [actions]; None where it has no masks.
+        allowed: which actions are allowed in the present state, [actions]; None if it has no masks.
     """
 
     num_actions: int
@@ -63,25 +63,25 @@ class EnvAdapter(abc.ABC):
     masked: bool = False
     allowed: np.ndarray | None = None
     _tables: TabularMDP | None = None
-    """Tables by which the regret is computed; agents do not see them."""
+    """Tables for the computation of regret; agents do not see them."""
 
     @abc.abstractmethod
     def begin(self, key: PRNGKey) -> np.ndarray:
-        """Start an episode and give the first observation; the key fixes everything random in the episode."""
+        """Start an episode and return the first observation; the key fixes everything random in the episode."""
 
     @abc.abstractmethod
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
-        """Take an action; give (observation, reward, terminated, truncated)."""
+        """Take an action; return (observation, reward, terminated, truncated)."""
 
     def close(self) -> None:
         """Close the environment."""
         return
 
     def regret(self, episode: Episode, act: EpisodePolicy) -> float:
-        """Give how much more the best policy is expected to earn than the policy that was played, reward units.
+        """Compute how much more the best policy is expected to earn than the policy played, reward units.
 
-        It is exact where tables say what a policy is worth; else it is the optimum less the return, which has the same
-        mean over episodes. Nan where the optimum is unknown.
+        It is exact if tables tell what a policy is worth; else it is the optimum minus the return, which has the same
+        mean over episodes. It is nan if the optimum is unknown.
         """
         if self.optimum is None:
             return np.nan
@@ -93,7 +93,7 @@ class EnvAdapter(abc.ABC):
         """Play an episode.
 
         Raises:
-            ControlError: an action that the environment does not have or allow, or a reward that is not finite.
+            ControlError: the environment does not have or allow an action, or a reward is not finite.
         """
         seen = self.begin(key)
         rows: list[tuple[Any, ...]] = []
@@ -128,14 +128,14 @@ class EnvAdapter(abc.ABC):
         return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), allowed)
 
     def example(self) -> Experience:
-        """Give an experience of one row without a step, by which programs can be looked at."""
+        """Make an experience of one row without a step, to trace programs with."""
         blank = blank_experience(self.shape, self.dtype)
         if not self.masked or self.num_observations is None:
             return blank
         return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))
 
     def _mask(self, time: int) -> tuple[np.ndarray, ...]:
-        """Give the mask of the present state, if there are masks."""
+        """Return the mask of the present state, if there are masks."""
         if self.allowed is None:
             return ()
         if not self.allowed.any():
@@ -146,9 +146,9 @@ class EnvAdapter(abc.ABC):
 
 
 def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
-    """Give the expected return of a policy [steps or 1, states, actions] over so many steps.
+    """Compute the expected return of a policy [steps or 1, states, actions] over this number of steps.
 
-    As `evaluate_policy` does, without KL and occupancy, for it runs once an episode.
+    Unlike `evaluate_policy`, it skips KL and occupancy, because it runs in every episode.
     """
     earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
     alive = ~mdp.terminal

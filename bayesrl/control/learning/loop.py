@@ -29,9 +29,9 @@ from bayesrl.svi.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 from bayesrl.typing import PRNGKey
 
 _CONVERGED_FOR = 10
-"""Episodes in a row for which a criterion has to hold before it stops the run."""
+"""A criterion stops the run after it has held for this number of episodes in a row."""
 _COLUMNS = (*run_folder.LEARNED, "objective", "kl")
-"""What the history records of each episode."""
+"""The columns of the history, one row per episode."""
 
 
 @checked(ControlError)
@@ -55,36 +55,36 @@ def learn(
     """Learn from experience: choose how to explore, play an episode, compute returns, update by inference, repeat.
 
     The same loop serves KL-regularised RL (`KLControlAgent`, a posterior over what to do) and Bayesian RL
-    (`BayesianAgent`, a posterior over what is not known), so that they can be compared.
+    (`BayesianAgent`, a posterior over the unknown), so they can be compared.
 
     Args:
-        key: fixes everything random, the environment too; but the world of a bandit is drawn by
-            `BanditEnv(bandit, seed=...)`, and is that of seed 0 where the bandit itself is passed.
+        key: fixes everything random, including the environment. Only a bandit's instance is not drawn from it:
+            `BanditEnv(bandit, seed=...)` draws that, and a bandit passed as it is has the instance of seed 0.
         environment: a `TabularMDP`, a bandit, an `Environment`, or a Gymnasium environment, its id or a function that
-            makes one; actions are finitely many. It is played and not looked into.
+            makes one, with finitely many actions. Agents play it but do not look into it.
         agent: `KLControlAgent(beta)` or `BayesianAgent(model)`.
-        exploration: `thompson()`, `k_learning()`, `epsilon_greedy(ε)`, …, or a function of yours from (key, belief,
-            episode) to actions, for `KLControlAgent` from (key, q, prior) to an action and its log-probability; by
-            default a draw from the agent's own posterior.
-        num_episodes: how many, at most.
-        tolerance: stop once the decision in the first state has been expected to lose less than this, in
-            reward units, for ten episodes in a row; for `BayesianAgent`.
+        exploration: `thompson()`, `k_learning()`, `epsilon_greedy(ε)`, …, or your own function from (key, belief,
+            episode) to actions, or for `KLControlAgent` from (key, q, prior) to an action and its log-probability; by
+            default, a draw from the agent's own posterior.
+        num_episodes: the greatest number of episodes.
+        tolerance: stop once the expected loss of the decision in the first state has been below this, in reward
+            units, for ten episodes in a row; for `BayesianAgent`.
         confidence: stop once P(the decision in the first state is optimal) has been at least this for ten
             episodes in a row; for `BayesianAgent`.
-        directory: run folder, for checkpoints; an interrupted run in it is continued, and more episodes extend it.
+        directory: run folder, for checkpoints; an interrupted run in it continues, and more episodes extend it.
         callback: called with each row of the history; a true return value stops the run.
-        progress: whether to show a progress line where there is a terminal or a notebook.
-        action_masks: whether only actions are taken that the environment allows, as it tells in a part `action_mask` of
-            its observation, in `info["action_mask"]`, by a method `action_masks()`, or by `Environment.allowed`; by
-            default wherever it does. Models that plan take the mask of a state for a part of it, and so it has to be.
+        progress: whether to show a progress line in a terminal or a notebook.
+        action_masks: whether to take only allowed actions. The environment's mask is the part `action_mask` of its
+            observation, `info["action_mask"]`, a method `action_masks()`, or `Environment.allowed`; by default, masks
+            are used wherever there are some. Models that plan need a mask that depends on the state alone.
 
     Returns:
-        `LearnResult`. Ctrl-C ends the run and returns what was learned so far, marked `interrupted`.
+        `LearnResult`. Ctrl-C ends the run and returns the result so far, marked `interrupted`.
 
     Raises:
-        ControlError: a number is out of range; the agent or the rule is not made for this environment; the rule chose
-            an action that the environment does not have or does not allow there; a state allowed other actions before,
-            and the model plans by them; a reward is not finite.
+        ControlError: a number is out of range; the agent or the rule does not fit the environment; the rule chose an
+            action that the environment does not have or does not allow there; a state's mask changed, and the model
+            plans with it; a reward is not finite.
         RunFolderError: the folder holds another run or cannot be written.
 
     Example:
@@ -99,8 +99,8 @@ def learn(
         (30,)
 
     References:
-        Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
-        under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
+        One draw per episode: Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior
+        sampling". The two posteriors: O'Donoghue, Osband & Ionescu (2020).
     """
     with show_progress(progress), trace_cache(), run_folder.hold_folder(directory):
         env = adapt_environment(environment, action_masks=action_masks)
@@ -134,7 +134,7 @@ class _Loop:
     _steps: int = 0
 
     def run(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
-        """Run, and tell whether Ctrl-C ended it."""
+        """Run, and return whether Ctrl-C ended it."""
         if folder is not None:
             self._restore(folder)
             if len(self.rows) < self.num_episodes:
@@ -156,14 +156,14 @@ class _Loop:
                 interrupted = True
             except Exception:
                 if folder is not None:
-                    self._save(folder)  # whatever failed, what was learned before it is kept
+                    self._save(folder)  # keep the episodes before the failure
                 raise
         if folder is not None:
             self._save(folder)
         return interrupted
 
     def _episode(self) -> bool:
-        """Explore, play, compute returns, update; tell whether the callback wants to stop."""
+        """Explore, play, compute returns, update; return whether the callback wants to stop."""
         number, savepoint = len(self.rows), self.agent_state.savepoint()
         explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
         try:
@@ -181,7 +181,7 @@ class _Loop:
             }
             self.rows.append(row)
         except BaseException:
-            # An episode counts as a whole or not at all, wherever it was interrupted.
+            # An episode counts as a whole or not at all, even if Ctrl-C comes between its steps.
             self.agent_state.rollback(savepoint)
             del self.rows[number:]
             raise
@@ -204,7 +204,7 @@ class _Loop:
         return f"return={np.mean(recent):.4g}" + ("" if math.isnan(regret) else f" regret={regret:.4g}")
 
     def history(self) -> dict[str, np.ndarray]:
-        """Give the rows as arrays, [episodes]."""
+        """Return the columns as arrays, [episodes]."""
         return {name: np.array([row[name] for row in self.rows]) for name in _COLUMNS}
 
     def _save(self, folder: Path) -> None:
@@ -235,13 +235,13 @@ class _Loop:
 
 
 def _has_snapshot(number: int) -> bool:
-    """Tell whether a snapshot is taken after this episode: 1, 2, 5, 10, 20, 50 and so on."""
+    """Check whether a snapshot follows this episode: 1, 2, 5, 10, 20, 50 and so on."""
     first = int(str(number)[0])
     return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
 
 
 def _numbers(described: Any) -> Any:
-    """Collect all numbers that an agent, its model and their parts were made with, for the identity of the run."""
+    """Collect the numbers in an agent, its model and their parts, for the identity of the run."""
     if is_dataclass(described) and not isinstance(described, type):
         return {f.name: _numbers(getattr(described, f.name)) for f in fields(described) if f.init}
     return np.asarray(described) if isinstance(described, int | float | np.ndarray | jax.Array) else ()

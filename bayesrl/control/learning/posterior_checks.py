@@ -1,4 +1,4 @@
-"""Checks of what was learned: decisions, predictions of the data, and NUTS beside the posterior."""
+"""Checks of a learned posterior: its decisions, its predictions of the data, and NUTS to compare with."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +32,11 @@ def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
     """Check a run: is the first decision settled, is play near the optimum, does the model fit the data?
 
     Args:
-        key: consumed whole.
-        result: what `learn` gave.
+        key: random key; do not use it again.
+        result: the result of `learn`.
 
     Returns:
-        Checks; those about a posterior only for `BayesianAgent`.
+        The checks; those of a posterior only for `BayesianAgent`.
 
     Example:
         >>> import jax
@@ -48,7 +48,7 @@ def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
         ['first decision settled', 'what it may cost', 'near the optimum', 'data as predicted']
 
     References:
-        Gelman, Meng & Stern (1996), "Posterior predictive assessment of model fitness", for the p-values.
+        P-values: Gelman, Meng & Stern (1996), "Posterior predictive assessment of model fitness".
     """
     checks = []
     if isinstance(result.agent_state, BayesianAgentState) and result.num_episodes:
@@ -127,20 +127,20 @@ def _predictive(key: PRNGKey, result: LearnResult) -> Check:
 def predictive_p_values(
     key: PRNGKey, result: LearnResult, *, num_replications: Count = _REPLICATES
 ) -> dict[str, float]:
-    """Give P(T(replicated data) > T(data)), ties counted half, for mean and standard deviation of each observed site.
+    """Compute P(T(replicated data) > T(data)) for the mean and standard deviation of each observed site.
 
-    The actions that were taken are kept, what followed is drawn anew from the posterior.
+    Replications keep the actions and draw their consequences anew from the posterior. Ties count half.
 
     Args:
-        key: consumed whole.
-        result: by a `BayesianAgent`.
-        num_replications: data sets to draw.
+        key: random key; do not use it again.
+        result: the result of a `BayesianAgent`.
+        num_replications: number of data sets to draw.
 
     Returns:
-        By statistic, such as `mean of reward`.
+        P-values by statistic, such as `mean of reward`.
 
     Raises:
-        ControlError: the agent has no posterior over what is unknown, or the number is below 1.
+        ControlError: the agent has no posterior over the unknown, or the number is below 1.
 
     Example:
         >>> import jax
@@ -163,7 +163,7 @@ def predictive_p_values(
         return jnp.stack([jnp.mean(values, where=counted), jnp.std(values, where=counted)])
 
     def replicate_once(key: PRNGKey, theta: Any, rows: Experience) -> dict[str, tuple[Any, Any]]:
-        """Give the statistics of the replicated and of the observed data, by site."""
+        """Compute the statistics of the replicated and of the observed data, by site."""
         args = (rows,) if agent_state.finite else (rows, jnp.zeros((1, *result.env.shape), result.env.dtype))
         model = _Replicated(handlers.substitute(agent_state.model, data=theta))
         with handlers.block(), handlers.trace() as trace:
@@ -187,10 +187,10 @@ def predictive_p_values(
 
 
 class _Replicated(handlers.uncondition):
-    """Draw what the program observes, and keep the data beside."""
+    """Draw the sites that the program observes, and keep their data too."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put a draw in the place of the data of an observed site."""
+        """Replace the data of an observed site by a draw."""
         if msg["type"] == "sample" and site_kind(msg) == "observed":
             msg["infer"] = {**msg.get("infer", {}), "data": msg["value"]}
             msg["is_observed"], msg["value"] = False, None
@@ -205,21 +205,21 @@ def nuts_posterior(
     num_samples: Annotated[int, integer_range(10)] = 500,
     num_chains: CountAboveOne = 2,
 ) -> "xr.DataTree":
-    """Draw from the posterior of what is unknown by NUTS, to check the one that was learned with.
+    """Draw from the posterior of the unknown by NUTS, to check the agent's own posterior.
 
     Args:
-        key: consumed whole.
-        result: by a `BayesianAgent`; the program of its model must have continuous sites alone.
-        num_warmup: steps of each chain that are thrown away.
+        key: random key; do not use it again.
+        result: the result of a `BayesianAgent`; the program of its model must have only continuous sites.
+        num_warmup: warm-up steps of each chain, which are discarded.
         num_samples: draws of each chain.
-        num_chains: at least 2, as R-hat compares chains.
+        num_chains: number of chains, at least 2, because R-hat compares chains.
 
     Returns:
-        An ArviZ DataTree with `posterior`, `action_values` included where observations are finitely many:
-        `arviz.summary` gives r_hat and ess.
+        An ArviZ DataTree with `posterior`, including `action_values` if there are finitely many observations;
+        `arviz.summary` computes r_hat and ess.
 
     Raises:
-        ControlError: the agent has no posterior over what is unknown, or a number is out of range.
+        ControlError: the agent has no posterior over the unknown, or a number is out of range.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""The report of runs of `learn`: what was decided and how surely, returns and regret, posteriors."""
+"""The report of runs of `learn`: decisions and their certainty, returns and regret, posteriors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -71,15 +71,15 @@ def learning_parts(
     made: Any = (),
     checks: Any = None,
 ) -> list[Part]:
-    """Give the parts of the report.
+    """Make the parts of the report.
 
     Args:
-        key: of the checks.
-        runs: by name, each with its independent runs.
-        sections: further ones, of the first run.
+        key: random key for the checks.
+        runs: independent runs, by name.
+        sections: more sections about the first run.
         about: one line on what the problem is.
-        made: further rows of (setting, value).
-        checks: of the first runs, by name, where they were made before.
+        made: more rows of (setting, value).
+        checks: checks of the first runs, by name, if they exist already.
     """
     if checks is None:
         checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}
@@ -124,7 +124,7 @@ def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str
 
 
 def sentence(several: Sequence[LearnResult], checks: Sequence[Check]) -> str:
-    """Say in one sentence what was learned, and what the checks of the first run point at."""
+    """Say in one sentence how well it learned, and which checks of the first run need a look."""
     odd = [check.name for check in checks if check.outcome != "pass"]
     last, mean = _earned(several)
     earned = f"The {_last(last)} earned {mean} on average"
@@ -163,7 +163,7 @@ def _listing(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _earned(several: Sequence[LearnResult]) -> tuple[int, str]:
-    """Give how many episodes are the last, and their mean return over the runs as text."""
+    """Return the number of last episodes, and their mean return over the runs as text."""
     last = max(several[0].num_episodes // 10, 1)
     return last, _over([run.history["return"][-last:].mean() for run in several])
 
@@ -189,10 +189,10 @@ def _registered_parts(key: PRNGKey, named: Mapping[str, Any], sections: Sequence
 
 @checked(ControlError)
 def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
-    """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
+    """Make the report sections of learning in a tabular problem: posterior of Q, and how sure it is.
 
     Args:
-        mdp: the environment that was learned, for its layout and its exact values.
+        mdp: the environment of the run, for its layout and its exact values.
 
     Example:
         >>> import jax
@@ -240,10 +240,10 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
 
 @checked(ControlError)
 def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
-    """Give the report section of what was learned of a bandit: the posterior of each arm's value.
+    """Make the report section of learning in a bandit: the posterior of each arm's value.
 
     Args:
-        truth: the values themselves, reward units, or None.
+        truth: the true values, reward units, or None.
 
     Example:
         >>> import jax
@@ -278,7 +278,7 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
 
 
 def _common_states(result: LearnResult) -> list[int]:
-    """Choose states to show: those that the last episodes went through most, in the order of their times."""
+    """Choose the states to show: those that recent episodes visited most, in order of first visit."""
     last = result.bayesian_state().memory.arrays()["observation"][-2000:].astype(int)
     count = np.bincount(last)
     often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]

@@ -1,4 +1,4 @@
-"""Agents of `learn`: their state in one environment explores, and is updated by inference."""
+"""Agents of `learn`: their state in one environment explores, and inference updates it."""
 
 import abc
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from bayesrl.typing import PRNGKey
 
 
 class UpdateInfo(NamedTuple):
-    """What an update reports about the decision in the first state; nan where it does not.
+    """An update's report about the decision in the first state; nan for numbers that it does not report.
 
     Attributes:
-        p_optimal: probability that the action which seems best is the best.
-        expected_regret: what this action is expected to lose to the best one, reward units.
+        p_optimal: probability that the action that seems best is best.
+        expected_regret: expected loss of this action against the best one, reward units.
         objective: J of the last batch, reward units, for `KLControlAgent`.
-        kl: of the policy to its prior in the last batch, nats, for `KLControlAgent`.
+        kl: KL of the policy from its prior in the last batch, nats, for `KLControlAgent`.
     """
 
     p_optimal: float = np.nan
@@ -30,7 +30,7 @@ class UpdateInfo(NamedTuple):
 
 
 class AgentState(abc.ABC):
-    """The state of an agent in one environment, which checkpoints keep."""
+    """The state of an agent in one environment; checkpoints keep it."""
 
     @abc.abstractmethod
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
@@ -41,10 +41,9 @@ class AgentState(abc.ABC):
         """Update by inference.
 
         Args:
-            key: consumed whole.
-            episode: as it was played.
-            always_judge: whether the decision in the first state is judged after every episode, and not only now and
-                then.
+            key: random key; do not use it again.
+            episode: the episode just played.
+            always_judge: whether to judge the decision in the first state after every episode, not only now and then.
         """
 
     @abc.abstractmethod
@@ -57,11 +56,11 @@ class AgentState(abc.ABC):
 
     @abc.abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep."""
+        """Return the arrays that a checkpoint must keep."""
 
     @abc.abstractmethod
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept."""
+        """Restore the state from the arrays of a checkpoint."""
 
 
 class Agent(abc.ABC):
@@ -69,10 +68,10 @@ class Agent(abc.ABC):
 
     @abc.abstractmethod
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> AgentState:
-        """Make the state in which the agent begins in an environment.
+        """Make the agent's initial state in an environment.
 
         Raises:
-            ControlError: the agent is not made for it.
+            ControlError: the agent does not fit the environment.
         """
 
     @abc.abstractmethod
@@ -82,14 +81,14 @@ class Agent(abc.ABC):
     @property
     @abc.abstractmethod
     def default_exploration(self) -> Exploration:
-        """The rule that explores where no other is passed."""
+        """The exploration rule if none is passed."""
 
 
 def restore_leaves(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
     """Put the arrays `PREFIX/0`, `PREFIX/1`, … of a checkpoint into a state of the same structure.
 
     Raises:
-        ControlError: they are of another shape.
+        ControlError: the arrays have other shapes.
     """
     leaves, treedef = jax.tree.flatten(state)
     found = [arrays.get(f"{prefix}/{i}") for i in range(len(leaves))]

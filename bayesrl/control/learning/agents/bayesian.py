@@ -1,4 +1,4 @@
-"""`BayesianAgent`: Bayesian RL, as an agent that learns an episode at a time."""
+"""`BayesianAgent`: Bayesian RL as an agent that learns one episode at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ type ModelOrProgram = Annotated[
         any_type=True,
     ),
 ]
-"""A model of the unknown, or a program of yours in its place."""
+"""A model of the unknown, or your own program in its place."""
 
 
 def _fits_itself(given: Mapping[str, Any]) -> bool:
@@ -42,14 +42,14 @@ def _fits_itself(given: Mapping[str, Any]) -> bool:
 )
 @dataclass(frozen=True, eq=False)
 class BayesianAgent(Agent):
-    """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
+    """Bayesian RL: a posterior over the unknown, which drives exploration.
 
     Args:
         model: a model of the unknown, such as `TabularModel(...)` or `LinearValues(...)`, or a NumPyro program of
-            the experience that tells `numpyro.deterministic("action_values", …)`.
-        inference: "exact", as the model has it, or "fit", by SVI; programs of yours are always fitted.
-        num_samples: draws from the posterior for rules that look at more than one, as all but Thompson's do.
-        num_steps: gradient steps of each update, where the posterior is fitted.
+            the experience that records `numpyro.deterministic("action_values", …)`.
+        inference: "exact", the model's own inference, or "fit", by SVI; your own programs are always fitted.
+        num_samples: draws from the posterior for rules that use more than one; all but Thompson's do.
+        num_steps: gradient steps of each update, if the posterior is fitted.
         update_every: episodes between updates of a posterior that is fitted or trained.
 
     Raises:
@@ -79,7 +79,7 @@ class BayesianAgent(Agent):
         return thompson()
 
     def describe(self) -> dict[str, Any]:
-        """Say what identifies the agent; see `Agent.describe`."""
+        """Describe the agent's identity; see `Agent.describe`."""
         name = getattr(self.model, "__qualname__", type(self.model).__name__)
         return {"type": "BayesianAgent", "model": name, "inference": self.inference, "num_samples": self.num_samples}
 

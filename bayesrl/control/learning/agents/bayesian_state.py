@@ -1,4 +1,4 @@
-"""`BayesianAgentState`: what a `BayesianAgent` believes in one environment, how it explores, and its updates."""
+"""`BayesianAgentState`: the beliefs of a `BayesianAgent` in one environment, its exploration and its updates."""
 
 from collections.abc import Callable, Hashable
 from copy import copy
@@ -24,24 +24,24 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 _SAMPLES_AT_ONCE = (64, 1000)
-"""Sizes of a batch of draws, the smaller where tables are large. Any number asked for is drawn in batches of one size,
-so that one compiled program serves all; by one batch the decision in the first state is judged while it is learned."""
+"""Least and greatest size of a batch of draws; large tables get small batches. Draws come in batches of one size, so
+that one compiled program serves any number; during learning, one batch judges the decision in the first state."""
 _NUM_JUDGEMENTS = 50
-"""About how often in a run the decision in the first state is judged, where no criterion asks for more."""
+"""About how often a run judges the decision in the first state, if no criterion needs it more often."""
 
 
 class BayesianAgentState(AgentState):
     """A `BayesianAgent` in one environment.
 
-    What the model and the exploration rule read besides their arguments is read when they are first called, and stays
-    as it was: the posterior is of that.
+    Values that the model and the exploration rule read from outside their arguments are fixed at the first call; the
+    posterior belongs to those values.
 
     Attributes:
-        model: of the unknown.
+        model: the model of the unknown.
         env: the environment.
-        memory: all steps that were played.
-        masks: what each of finitely many states allows, where the environment tells it.
-        state: what inference carries from one update to the next.
+        memory: all steps played.
+        masks: the actions that each of finitely many states allows, if the environment has masks.
+        state: the state of inference, carried from one update to the next.
     """
 
     def __init__(self, key: PRNGKey, agent: Any, model: Any, env: EnvAdapter, num_episodes: int) -> None:
@@ -60,7 +60,7 @@ class BayesianAgentState(AgentState):
 
     @property
     def finite(self) -> bool:
-        """Whether observations are finitely many."""
+        """Whether there are finitely many observations."""
         return self.env.num_observations is not None
 
     def _check_values(self, found: tuple[int, ...]) -> None:
@@ -79,13 +79,13 @@ class BayesianAgentState(AgentState):
             )
 
     def experience(self) -> Experience:
-        """Give all experience; to online models, which have conditioned on it, a row without a step."""
+        """Return all experience; for online models, which have conditioned on it, a row without a step."""
         if self._experience is None:
             self._experience = self.memory.experience()
         return self._with_masks(self._experience)
 
     def rows(self, first: int, last: int) -> Experience:
-        """Give some rows of experience, as NumPy's arrays."""
+        """Return some rows of experience, as NumPy arrays."""
         rows: Experience = jax.tree.map(lambda x: x[first:last], self.memory.rows())
         return self._with_masks(rows)
 
@@ -93,7 +93,7 @@ class BayesianAgentState(AgentState):
         return experience if self.masks is None else experience._replace(allowed=self.masks.table.copy())
 
     def _padded(self, episode: Episode) -> Experience:
-        """Give the rows of one episode, padded to a power of two so that few lengths are compiled for."""
+        """Pad the rows of one episode to a power of two, so that few lengths are compiled."""
         rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
         memory = ReplayMemory(self.env.shape, self.env.dtype, rows)
         memory.add(episode, self._discount)
@@ -109,7 +109,7 @@ class BayesianAgentState(AgentState):
         return theta, jax.vmap(lambda one: self.model.values(one, experience, observations))(theta)
 
     def _program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
-        """Give a compiled function by its name and kind, made at its first use."""
+        """Look up a compiled function by name and kind; make it at its first use."""
         if (name, kind) not in self._programs:
             self._programs[name, kind] = trace_once(make(), name=name)
         return self._programs[name, kind]
@@ -117,13 +117,13 @@ class BayesianAgentState(AgentState):
     def sample(
         self, key: PRNGKey, num_samples: int, *, state: Any = None, observations: Any = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Draw θ and its action values, [samples, ...], as NumPy's arrays; a longer sample begins with a shorter one.
+        """Draw θ and its action values, [samples, ...], as NumPy arrays; a longer sample begins with the shorter one.
 
         Args:
-            key: consumed whole.
-            num_samples: how many.
-            state: of inference; by default as it is now.
-            observations: whose values are given, where observations are not finitely many.
+            key: random key; do not use it again.
+            num_samples: number of draws.
+            state: state of inference; by default, the current one.
+            observations: observations at which to compute values, if there are not finitely many.
         """
         each = self.env.num_actions * (self.env.num_observations or 1)
         check_memory(
@@ -150,7 +150,7 @@ class BayesianAgentState(AgentState):
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         number = np.asarray(episode, np.int32)
-        # Rules of the library are distinguished by their numbers, functions of users by themselves.
+        # The library's rules compare by their numbers, users' functions by identity.
         kind = exploration if isinstance(exploration, Hashable) else id(exploration)
         if self.finite and not self.env.masked:
             plan = self._program("plan", lambda: self._planner(exploration), kind)
@@ -188,14 +188,14 @@ class BayesianAgentState(AgentState):
             if belief.mean.ndim == 3 or _commits(exploration):
                 chosen = _choose(exploration, rule_key, belief, episode)
                 return chosen if chosen.ndim == 2 else chosen[None]
-            # A state that is visited twice is decided upon anew.
+            # A state visited twice gets a new decision each time.
             keys = jax.random.split(rule_key, steps)
             return jax.lax.map(lambda own: _choose(exploration, own, belief, episode), keys)
 
         return plan
 
     def _preparer(self, exploration: Any) -> Callable[..., Any]:
-        """Make the function that gives what an episode is played by: logits, action values and their mean, or θ."""
+        """Make the function that prepares an episode: it returns logits, action values and their mean, or θ."""
         count = self._num_samples(exploration)
 
         def prepare(key: PRNGKey, state: Any, experience: Experience) -> Any:
@@ -210,7 +210,7 @@ class BayesianAgentState(AgentState):
         return prepare
 
     def _actor(self, exploration: Any) -> Callable[..., Array]:
-        """Make the function that chooses one action, among those allowed where the environment has masks."""
+        """Make the function that chooses one action, among the allowed ones if the environment has masks."""
 
         def act(key: PRNGKey, prepared: Any, time: Array, seen: Array, allowed: Any, episode: Array) -> Array:
             def at_state(table: Array) -> Array:
@@ -261,7 +261,7 @@ class BayesianAgentState(AgentState):
         self._experience = self._experience if self.model.online else None
 
     def state_after(self, rows: int) -> Any:
-        """Give the state of inference as it was after so many rows, which only online models can give."""
+        """Recompute the state of inference after this number of rows; only online models can."""
         if not self.model.online:
             raise ControlError(
                 "the posterior was fitted or trained, and how it was earlier was not kept; leave snapshot out"
@@ -279,14 +279,14 @@ class BayesianAgentState(AgentState):
         self._forget_experience()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep; see `AgentState.arrays`."""
+        """Return the arrays that a checkpoint must keep; see `AgentState.arrays`."""
         arrays = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
         arrays |= {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
         arrays["episodes"] = np.asarray(self._episodes)
         return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept; see `AgentState.restore`."""
+        """Restore the state from a checkpoint; see `AgentState.restore`."""
         self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
         self._forget_experience()
         self._episodes = int(arrays["episodes"])

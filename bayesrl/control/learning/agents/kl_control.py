@@ -1,4 +1,4 @@
-"""`KLControlAgent`: KL-regularised RL, as an agent that learns an episode at a time."""
+"""`KLControlAgent`: KL-regularised RL as an agent that learns one episode at a time."""
 
 import math
 from copy import copy
@@ -38,22 +38,22 @@ from bayesrl.typing import PRNGKey
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class KLControlAgent(Agent):
-    """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to what was played.
+    """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to the episodes played.
 
-    Episodes are played by the policy as it stands (or by an exploration rule, corrected by importance), and a batch of
-    them serves several updates of J = E[R] − β·KL by `ActorCritic`. Nothing is believed of the environment, so that
-    what was never tried is not looked for.
+    The current policy plays the episodes (or an exploration rule does, with importance weights), and a batch of them
+    serves several updates of J = E[R] − β·KL by `ActorCritic`. The agent holds no beliefs about the environment, so it
+    does not seek out what it has never tried.
 
     Args:
         beta: temperature, reward units per nat.
-        reference: what the KL is taken from: the "prior", or the "previous" policy (mirror descent).
-        policy: `TablePolicy()`, `LinearPolicy()` or `NetworkPolicy()`; by default a table where observations are
-            finitely many, else a network.
+        reference: the policy from which the KL is measured: the "prior", or the "previous" one (mirror descent).
+        policy: `TablePolicy()`, `LinearPolicy()` or `NetworkPolicy()`; by default, a table if there are finitely many
+            observations, else a network.
         batch: episodes between updates.
         num_updates: gradient steps for each batch.
         trace: λ of the advantages.
-        learning_rate: of Adam; by default that of the policy's family.
-        discount: γ; by default that of the environment.
+        learning_rate: Adam's learning rate; by default, that of the policy's family.
+        discount: γ; by default, that of the environment.
 
     Raises:
         ControlError: an option is out of range.
@@ -67,8 +67,8 @@ class KLControlAgent(Agent):
         Thompson()
 
     References:
-        Levine (2018), "Reinforcement learning and control as probabilistic inference"; Schulman et al. (2017) for
-        batches that serve several updates.
+        Levine (2018), "Reinforcement learning and control as probabilistic inference". Batches that serve several
+        updates: Schulman et al. (2017).
     """
 
     beta: Positive
@@ -86,7 +86,7 @@ class KLControlAgent(Agent):
         return thompson()
 
     def describe(self) -> dict[str, Any]:
-        """Say what identifies the agent; see `Agent.describe`."""
+        """Describe the agent's identity; see `Agent.describe`."""
         return {"type": "KLControlAgent", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
 
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> "KLControlAgentState":
@@ -99,7 +99,7 @@ class KLControlAgentState(AgentState):
 
     Attributes:
         state: parameters and optimiser.
-        masks: what each of finitely many states allows, where the environment tells it.
+        masks: the actions that each of finitely many states allows, if the environment has masks.
     """
 
     def __init__(self, key: PRNGKey, agent: KLControlAgent, env: EnvAdapter, num_episodes: int) -> None:
@@ -152,7 +152,7 @@ class KLControlAgentState(AgentState):
         return EpisodePolicy(choose)
 
     def _table_policy(self, key: PRNGKey) -> EpisodePolicy:
-        """Draw from the policy itself, whose probabilities stay the same for an episode."""
+        """Draw from the policy itself, whose probabilities do not change within an episode."""
         probs = self.probs()
         cumulated = probs.cumsum(-1)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
@@ -187,7 +187,7 @@ class KLControlAgentState(AgentState):
             "earned": np.zeros(shape, np.float32),
         }
         behaviour = np.zeros(shape, np.float32)
-        # The horizon of a table is an end of its own, and not a time limit.
+        # The horizon of a table is a real end, not a time limit, so nothing is valued after it.
         at_horizon = getattr(getattr(env, "mdp", None), "horizon", None) is not None
         for i, episode in enumerate(self._batch):
             count = min(len(episode.reward), self._size - 1)
@@ -225,7 +225,7 @@ class KLControlAgentState(AgentState):
         return train, jax.tree.map(lambda x: x[-1], info)
 
     def probs(self) -> np.ndarray:
-        """Give π(a | s), [states, actions]."""
+        """Compute π(a | s), [states, actions]."""
         allowed = None if self.masks is None else self.masks.table
         states = self._join_masks(np.arange(self.env.num_observations or 0), allowed)
         probs = np.asarray(self._probs(self.state.train.params, states), float)
@@ -245,7 +245,7 @@ class KLControlAgentState(AgentState):
         self.state, self._batch, self._info, self.masks = savepoint
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep; see `AgentState.arrays`."""
+        """Return the arrays that a checkpoint must keep; see `AgentState.arrays`."""
         arrays = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state.train))}
         arrays["update_info"] = np.array(self._info)
         for i, episode in enumerate(self._batch):
@@ -254,7 +254,7 @@ class KLControlAgentState(AgentState):
         return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept; see `AgentState.restore`."""
+        """Restore the state from a checkpoint; see `AgentState.restore`."""
         self.state = replace(self.state, train=restore_leaves(self.state.train, arrays, "policy"))
         self._info = UpdateInfo(*arrays["update_info"].tolist())
         if self.masks is not None:
@@ -266,13 +266,13 @@ class KLControlAgentState(AgentState):
 
 
 def _no_source(*_: Any) -> Any:
-    """Take the place of a source of draws, for episodes are handed over as they are played."""
+    """Stand in for a source of draws; `learn` hands over episodes as they are played."""
     raise ControlError("episodes are handed over by learn(...)")
 
 
 @checked(ControlError)
 def agent_from_name(name: str, model: ModelOrProgram, *, beta: float) -> Agent:
-    """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
+    """Make an agent from its name: `bayesian` with a model of the unknown, or `kl_control` at a temperature.
 
     Raises:
         ControlError: there is no such agent.
