@@ -146,7 +146,7 @@ class Actions:
         return prior.to_event(middle.ndim) if middle.ndim else prior
 
     def sample_prior(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Draw from the default prior on the host, [number, *shape], over all or the `allowed` actions, [number, num]."""
+        """Draw from the default prior on the host, [number, *shape], over all or `allowed` actions, [number, num]."""
         if self.num is not None:
             known = np.ones((number, self.num), bool) if allowed is None else allowed
             return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
@@ -342,14 +342,14 @@ def describe_actions(space: Any) -> Actions:
 
 
 def drop_mask(space: Any) -> Any:
-    """Give a Dict space without its part `action_mask`."""
+    """Remove the part `action_mask` from a Dict space."""
     from gymnasium import spaces
 
     return spaces.Dict({name: part for name, part in space.spaces.items() if name != MASK})
 
 
 def has_mask(space: Any, actions: Actions) -> bool:
-    """Whether observations have a part `action_mask` of the right size."""
+    """Check whether observations have a part `action_mask` of the right size."""
     from gymnasium import spaces
 
     part = space.spaces.get(MASK) if isinstance(space, spaces.Dict) else None

@@ -1,4 +1,4 @@
-"""Action masks of finitely many states, as far as they were seen."""
+"""Action masks of finitely many states, as far as they are known."""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ from bayesrl.errors import ControlError
 
 
 class ActionMaskTable:
-    """Which actions each of finitely many states allows: all, until a mask is seen there.
+    """The actions that each of finitely many states allows: all, until a mask is seen there.
 
     Args:
         num_states: number of states.
         num_actions: number of actions.
 
     Attributes:
-        table: [states, actions], bool; of a state that was seen with several masks, what any of them allows.
-        known: where a mask was seen, [states].
+        table: [states, actions], bool; a state seen with several masks allows what any of them allows.
+        known: whether a mask was seen in each state, [states].
     """
 
     def __init__(self, num_states: int, num_actions: int) -> None:
@@ -25,7 +25,7 @@ class ActionMaskTable:
 
     @classmethod
     def for_env(cls, env: EnvAdapter) -> "ActionMaskTable | None":
-        """Make the table of an environment before it is played; None where it has no masks, or no finite states."""
+        """Make the table of an environment before play; None without masks, or without finitely many states."""
         if not env.masked or env.num_observations is None:
             return None
         return cls(env.num_observations, env.num_actions)
@@ -34,15 +34,15 @@ class ActionMaskTable:
         """Record the masks of an episode.
 
         Args:
-            episode: with masks.
-            same: whether a state has to allow the same each time.
+            episode: an episode with masks.
+            same: whether a state must allow the same actions each time.
 
         Raises:
-            ControlError: it has to, and does not.
+            ControlError: a state must allow the same actions, and does not.
         """
         assert episode.allowed is not None
         states = np.append(episode.observation, episode.next_observation[-1:])
-        # Where an episode has come to its end nothing is chosen.
+        # No action follows the end of an episode, so its last mask does not count.
         number = len(episode.reward) + (not episode.terminated)
         table, known = self.table.copy(), self.known.copy()
         for state, allowed in zip(states[:number].tolist(), episode.allowed[:number], strict=True):
@@ -59,9 +59,9 @@ class ActionMaskTable:
         self.table, self.known = table, known
 
     def array(self) -> np.ndarray:
-        """Give what a checkpoint has to keep, [states, actions + 1]."""
+        """Return the array that a checkpoint must keep, [states, actions + 1]."""
         return np.concatenate([self.table, self.known[:, None]], -1)
 
     def restore(self, array: np.ndarray) -> None:
-        """Take what a checkpoint kept."""
+        """Restore the table from a checkpoint."""
         self.table, self.known = array[:, :-1].astype(bool), array[:, -1].astype(bool)

@@ -1,4 +1,4 @@
-"""Adapters for all that `learn` plays: tables, programs, Gymnasium environments and bandits."""
+"""Adapters for all the environments of `learn`: tables, programs, Gymnasium environments and bandits."""
 
 import re
 from typing import Annotated, Any
@@ -62,11 +62,11 @@ class TabularAdapter(EnvAdapter):
 
 
 class GymnasiumAdapter(EnvAdapter):
-    """A Gymnasium environment; the optimum is known where it publishes its model.
+    """A Gymnasium environment; the optimum is known if it publishes its model.
 
     Args:
-        environment: itself, its id, or a function that makes one.
-        action_masks: whether only actions are taken that it allows; None means wherever it has masks.
+        environment: the environment, its id, or a function that makes one.
+        action_masks: whether to take only actions that it allows; None uses masks if there are any.
     """
 
     def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
@@ -111,7 +111,7 @@ class GymnasiumAdapter(EnvAdapter):
         self._find_optimum(limit)
 
     def _gives_masks(self) -> bool:
-        """Tell whether a mask comes beside the observation of a reset."""
+        """Check whether a mask comes beside the observation of a reset."""
         mask = read_mask(self._env, *self._env.reset(seed=0), within=False)
         if mask is not None:
             parse_mask(mask, self._actions, self.name)
@@ -128,13 +128,13 @@ class GymnasiumAdapter(EnvAdapter):
         except ControlError as error:
             self.unknown = str(error)
             return
-        # Without a limit the tables have no last step, and returns tell the regret.
+        # Without a limit the tables have no last step, so the regret comes from returns.
         fits = limit is not None and model.observed and tables.num_states == self.num_observations
         self._tables = tables if fits else None
         self.action_names = tables.action_names
 
     def begin(self, key: PRNGKey) -> np.ndarray:
-        """Reset, by a seed that the key gives."""
+        """Reset with a seed drawn from the key."""
         seed = int(_generator(key).integers(2**31 - 1))
         seen, info = self._env.reset(seed=seed)
         return self._taken(seen, info)
@@ -159,7 +159,7 @@ class GymnasiumAdapter(EnvAdapter):
         count = self.num_observations
         if self.masked:
             mask = read_mask(self._env, seen, info, within=self._within)
-            # Where an environment tells none, all actions are allowed.
+            # Without a mask, all actions are allowed.
             self.allowed = parse_mask(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
         try:
             observation = np.asarray(self._seen.one(seen))
@@ -173,12 +173,12 @@ class GymnasiumAdapter(EnvAdapter):
 
 
 class ProgramAdapter(EnvAdapter):
-    """An environment that is written as a program, such as `CartPole()`.
+    """An environment written as a program, such as `CartPole()`.
 
     Args:
         environment: the program.
-        max_steps: the longest episode.
-        action_masks: whether only actions are taken that it allows; by default wherever it has masks.
+        max_steps: length of the longest episode.
+        action_masks: whether to take only actions that it allows; by default, if it has masks.
     """
 
     def __init__(self, environment: Environment, max_steps: int, action_masks: bool | None = None) -> None:
@@ -201,7 +201,7 @@ class ProgramAdapter(EnvAdapter):
                 )
             return prior.enumerate_support(), observe(state), environment.allowed(seen)
 
-        # Looked at and not run, so that nothing is compiled for it.
+        # Traced but not run, so that nothing compiles.
         actions, seen, allowed = jax.eval_shape(look, dummy_key())
         self.num_actions = int(actions.shape[0])
         self.masked = masked = allowed is not None and action_masks is not False
@@ -252,10 +252,10 @@ class BanditEnv(EnvAdapter):
     """One instance of a bandit; an episode is one pull. Observations are the features of all arms.
 
     Args:
-        bandit: the prior that the instance is drawn from.
-        values: the instance, in the form that `bandit.sample_instances` gives for one run; by default it is drawn.
-        seed: for the draw.
-        names: of the arms.
+        bandit: the prior of the instance.
+        values: the instance, in the form of one run of `bandit.sample_instances`; by default, it is drawn.
+        seed: seed of that draw.
+        names: names of the arms.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class BanditEnv(EnvAdapter):
         return self._seen[0]
 
     def regret(self, episode: Episode, act: EpisodePolicy) -> float:
-        """Give how much less the arm pays on average than the best one, reward units."""
+        """Compute how much less the arm pays on average than the best one, reward units."""
         values = np.asarray(self._values(self.values, self._seen))[0]
         return float(values.max() - values[episode.action[0]])
 
@@ -323,22 +323,22 @@ type Playable = Annotated[
         any_type=True,
     ),
 ]
-"""What `adapt_environment` adapts."""
+"""Anything that `adapt_environment` adapts."""
 
 
 @checked(ControlError)
 def adapt_environment(
     environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None
 ) -> EnvAdapter:
-    """Adapt what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
+    """Adapt a user's environment: a table, a program, a bandit, or a Gymnasium environment or its id.
 
     Args:
-        environment: such as a `TabularMDP`.
-        max_steps: the longest episode of a program.
-        action_masks: whether only actions are taken that the environment allows; by default wherever it has masks.
+        environment: the environment, such as a `TabularMDP`.
+        max_steps: length of the longest episode of a program.
+        action_masks: whether to take only actions that the environment allows; by default, if it has masks.
 
     Raises:
-        ControlError: it is none of these, or has no masks and action_masks is True.
+        ControlError: the environment is none of these, or has no masks though action_masks is True.
     """
     if action_masks and isinstance(environment, EnvAdapter | TabularMDP | Bandit):
         raise ControlError(f"action_masks=True, and a {type(environment).__name__} has none; leave action_masks out")
@@ -354,7 +354,7 @@ def adapt_environment(
 
 
 def _stable_repr(value: Any) -> str:
-    """Give the repr without addresses in memory, which differ between processes."""
+    """Return the repr without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

@@ -1,4 +1,4 @@
-"""Figures of learning: returns and regret with bands, posteriors of Q, and how sure the policy is, on a map."""
+"""Figures of learning: returns and regret with bands, posteriors of Q, and a map of the policy's certainty."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ _DRAWS = 200
 
 
 def returns_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
-    """Draw the return of episodes, averaged over some, with median and range over runs; the optimum dashed."""
+    """Draw a moving average of returns, with median and range over runs; the optimum is dashed."""
 
     def draw(axis: Any, colour: str, name: str | None, several: Sequence[LearnResult]) -> None:
         window = max(max(run.num_episodes for run in several) // 20, 1)
@@ -34,10 +34,10 @@ def returns_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
 
 
 def regret_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
-    """Draw cumulated regret, median and range over runs."""
+    """Draw cumulative regret: median and range over runs."""
 
     def draw(axis: Any, colour: str, name: str | None, several: Sequence[LearnResult]) -> None:
-        # A run that has ended loses nothing more.
+        # A run that has ended loses no more, so its curve stays level.
         curves = _stacked([run.regret for run in several], mode="edge")
         label = name or (f"median and range of {len(several)} runs" if len(several) > 1 else "regret")
         draw_band(axis, np.arange(1, curves.shape[1] + 1), curves, colour, label)
@@ -61,7 +61,7 @@ def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
 def _learning_figure(
     runs: Mapping[str, Sequence[LearnResult]], ylabel: str, draw: Callable[..., None], optimum: float | None = None
 ) -> "Figure":
-    """Draw each kind of runs in a colour of its own, under its name where there are several kinds."""
+    """Draw each kind of runs in its own colour, with its name if there are several kinds."""
     figure, axis = panel()
     for i, (name, several) in enumerate(runs.items()):
         draw(axis, _COLOURS[i % len(_COLOURS)], name if len(runs) > 1 else None, several)
@@ -75,12 +75,12 @@ def _learning_figure(
 def values_figure(
     key: PRNGKey, result: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
 ) -> "Figure":
-    """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth where it is known.
+    """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth if it is known.
 
     Args:
-        key: consumed whole.
-        result: by a `BayesianAgent`; observations are finitely many.
-        states: to show, at most six.
+        key: random key; do not use it again.
+        result: the result of a `BayesianAgent`, with finitely many observations.
+        states: states to show, at most six.
         truth: Q* by state, [actions], or None.
     """
     from matplotlib.figure import Figure
@@ -112,13 +112,13 @@ def values_figure(
 
 
 def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
-    """Draw on the grid how sure the best action is, at some moments: darker is surer, cells never entered are white.
+    """Draw on the grid how sure the best action is, at some moments: darker is surer; cells never entered are white.
 
     Args:
-        key: consumed whole.
-        result: by a `BayesianAgent`.
-        mdp: with a layout.
-        snapshots: moments; None is the end.
+        key: random key; do not use it again.
+        result: the result of a `BayesianAgent`.
+        mdp: the problem; it needs a layout.
+        snapshots: moments to show; None is the end.
     """
     titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
     figure, axes = grid_axes(mdp, titles)
@@ -141,7 +141,7 @@ def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequ
 
 
 def policies_figure(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
-    """Draw the policy and the optimal one on the grid, side by side."""
+    """Draw the learned and the optimal policy on the grid, side by side."""
     figure, axes = grid_axes(mdp, ("learned", "optimum"))
     exact = soft_value_iteration(mdp, 0.0).policy
     for axis, policy, colour in zip(axes, (agent_state.probs(), exact), (FITTED, OPTIMAL), strict=True):
@@ -150,14 +150,14 @@ def policies_figure(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figur
 
 
 def first_visit(result: LearnResult, state: int) -> int:
-    """Give the earliest step of an episode at which a state was visited, 0 where it never was."""
+    """Find the earliest step of an episode at which a state was visited; 0 if it never was."""
     rows = result.bayesian_state().memory.arrays()
     times = rows["time"][rows["observation"] == state]
     return int(times.min()) if len(times) else 0
 
 
 def _at(tables: np.ndarray, result: LearnResult, state: int) -> np.ndarray:
-    """Pick the values of one state, at the earliest step that it was visited, [draws, actions]."""
+    """Pick the values of one state at the earliest step of a visit, [draws, actions]."""
     return tables[:, first_visit(result, state), state] if tables.ndim == 4 else tables[:, state]
 
 
@@ -170,6 +170,6 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _stacked(curves: Sequence[np.ndarray], **padding: Any) -> np.ndarray:
-    """Stack curves that may have ended early, padded as `numpy.pad` does."""
+    """Stack curves that may have ended early; `numpy.pad` fills the rest."""
     longest = max(map(len, curves))
     return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), **padding) for c in curves])

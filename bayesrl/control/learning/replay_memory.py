@@ -1,4 +1,4 @@
-"""Episodes as they were played, and the replay memory of all their steps."""
+"""Played episodes, and the replay memory of all their steps."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers
 
 _AT_ONCE = 200_000
-"""Rows to begin with; each doubling beyond them compiles everything that reads experience anew."""
+"""Initial number of rows; each doubling beyond it recompiles everything that reads experience."""
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Give Σ γᵏ·r_{t+k} to the end of the last axis, from every step, [..., steps], reward units."""
+    """Compute Σ γᵏ·r_{t+k} to the end of the last axis, from every step, [..., steps], reward units."""
     to_go = np.zeros(rewards.shape)
     later = np.zeros(rewards.shape[:-1])
     for t in reversed(range(rewards.shape[-1])):
@@ -22,17 +22,17 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
 
 
 class Episode(NamedTuple):
-    """One episode, as it was played.
+    """One played episode.
 
     Attributes:
-        observation: before each action, [steps, *shape].
+        observation: the observation before each action, [steps, *shape].
         action: [steps], integers.
         reward: [steps], reward units.
-        next_observation: what was observed after each action, [steps, *shape].
-        terminated: whether the episode came to its own end, which no time limit is.
-        log_behaviour: log-probability of each action under who played, nats, [steps]; nan where that is not known.
-        allowed: which actions were allowed before each step and after the last one, [steps + 1, actions]; None where
-            the environment allows all of them always.
+        next_observation: the observation after each action, [steps, *shape].
+        terminated: whether the episode came to its own end, not to a time limit.
+        log_behaviour: log-probability of each action under the policy that played, nats, [steps]; nan if unknown.
+        allowed: which actions were allowed before each step and after the last one, [steps + 1, actions]; None if the
+            environment always allows all of them.
     """
 
     observation: np.ndarray
@@ -44,26 +44,26 @@ class Episode(NamedTuple):
     allowed: np.ndarray | None = None
 
     def returns(self, discount: float) -> np.ndarray:
-        """Give Σ γᵏ·r_{t+k} to the end of the episode, from every step, [steps], reward units."""
+        """Compute Σ γᵏ·r_{t+k} to the end of the episode, from every step, [steps], reward units."""
         return returns_to_go(self.reward, discount)
 
 
 class Experience(NamedTuple):
     """All steps of all episodes, one row each; rows without a step have `mask` False.
 
-    This is what models of the unknown are given as data: shapes stay the same while it grows.
+    These are the data of models of the unknown; their shapes stay the same while the experience grows.
 
     Attributes:
-        observation: before each action, [rows, *shape].
+        observation: the observation before each action, [rows, *shape].
         action: [rows], integers.
         reward: [rows], reward units.
-        next_observation: what was observed afterwards, [rows, *shape].
-        terminated: whether the episode ended there by itself, [rows].
-        returns: the discounted rewards from here to the end of the episode, [rows], reward units.
+        next_observation: the observation after each action, [rows, *shape].
+        terminated: whether the episode came to its own end there, [rows].
+        returns: the sum of discounted rewards from here to the end of the episode, [rows], reward units.
         time: step of its episode, [rows].
         mask: whether the row holds a step, [rows].
-        allowed: which actions each of finitely many states allows, as far as was seen, [states, actions]; None where
-            all are allowed, or observations are vectors.
+        allowed: which actions each of finitely many states allows, as far as known, [states, actions]; None if all are
+            allowed, or observations are vectors.
     """
 
     observation: Numbers
@@ -78,12 +78,12 @@ class Experience(NamedTuple):
 
 
 class ReplayMemory:
-    """All steps that were played, in arrays that grow by doubling, so that few shapes are ever compiled for.
+    """All steps played, in arrays that grow by doubling, so that few shapes are ever compiled.
 
     Args:
-        shape: of one observation.
-        dtype: of one observation.
-        num_steps: the greatest number of steps that may come.
+        shape: shape of one observation.
+        dtype: type of one observation.
+        num_steps: the greatest possible number of steps.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, num_steps: int) -> None:
@@ -111,27 +111,27 @@ class ReplayMemory:
         self.num_rows = stop
 
     def truncate(self, count: int) -> None:
-        """Forget all rows but the first `count`."""
+        """Forget all rows after the first `count`."""
         np.asarray(self._data.mask)[count:] = False
         self.num_rows = count
 
     def experience(self) -> Experience:
-        """Give all of it, on the device."""
+        """Return all rows, on the device."""
         return jax.device_put(self.rows())
 
     def rows(self) -> Experience:
-        """Give all of it as NumPy's arrays, which stay as they are when more is added."""
+        """Return a copy of all rows as NumPy arrays, which later steps do not change."""
         return jax.tree.map(np.copy, self._data)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give the rows that were played, for a checkpoint."""
+        """Return the rows that hold steps, for a checkpoint."""
         return {name: np.asarray(x)[: self.num_rows] for name, x in self._data._asdict().items() if x is not None}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept.
+        """Restore the rows of a checkpoint.
 
         Raises:
-            ControlError: it is of observations of another shape.
+            ControlError: its observations have another shape.
         """
         found, shape = arrays["observation"].shape[1:], self._data.observation.shape[1:]
         if found != shape:
@@ -144,10 +144,10 @@ class ReplayMemory:
 
 
 def first_rows(experience: Experience, count: Any) -> Experience:
-    """Give the experience as it was after so many rows."""
+    """Return the experience as it was after this number of rows."""
     return experience._replace(mask=experience.mask & (np.arange(experience.mask.shape[0]) < count))
 
 
 def blank_experience(shape: tuple[int, ...], dtype: Any) -> Experience:
-    """Give a single row without a step, by which programs can be looked at."""
+    """Make a single row without a step, to trace programs with."""
     return ReplayMemory(shape, dtype, 1).experience()

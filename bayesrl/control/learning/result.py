@@ -23,11 +23,11 @@ _LARGEST = 2_000_000
 
 
 class Snapshot(NamedTuple):
-    """A moment of a run whose posterior can be looked at again.
+    """A moment of a run whose posterior can be recomputed.
 
     Attributes:
-        episode: after how many episodes.
-        rows: after how many steps in all.
+        episode: number of episodes so far.
+        rows: number of steps so far.
     """
 
     episode: int
@@ -42,12 +42,12 @@ class LearnResult:
     Attributes:
         agent_state: the agent in its environment, with all its experience.
         env: the environment.
-        exploration: the rule.
-        history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
-            the expected regret), for `BayesianAgent`, about the first state, `p_optimal` and `expected_regret`, and for
-            `KLControlAgent` `objective` (J, reward units) and `kl` (nats) of the last batch.
-        snapshots: moments whose posterior can be looked at again, by `sample(..., snapshot=...)`.
-        problem: what identifies the run, and its settings.
+        exploration: the exploration rule.
+        history: one row per episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its
+            mean is the expected regret); for `BayesianAgent`, `p_optimal` and `expected_regret` in the first state; for
+            `KLControlAgent`, `objective` (J, reward units) and `kl` (nats) of the last batch.
+        snapshots: moments whose posterior `sample(..., snapshot=...)` can recompute.
+        problem: the identity of the run, and its settings.
         interrupted: whether Ctrl-C ended it.
 
     Example:
@@ -70,16 +70,16 @@ class LearnResult:
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes that were played."""
+        """Number of episodes played."""
         return len(self.history.get("episode", ()))
 
     @property
     def regret(self) -> np.ndarray:
-        """Cumulated regret after each episode, reward units, [episodes]."""
+        """Cumulative regret after each episode, reward units, [episodes]."""
         return np.cumsum(self.history["regret"])
 
     def action_name(self, action: CountOrZero) -> str:
-        """Give the name of an action, or its number where it has none.
+        """Return the name of an action, or its number if it has no name.
 
         Raises:
             ControlError: the environment has no such action.
@@ -89,7 +89,7 @@ class LearnResult:
         return self.env.action_names[action] if self.env.action_names else str(action)
 
     def solved_after(self, share: UnitInterval = 0.5) -> int | None:
-        """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
+        """Find the first episode at which the mean regret so far is at most this share of the optimum; None if never.
 
         References:
             Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
@@ -108,15 +108,15 @@ class LearnResult:
         """Draw θ and the action values from the posterior.
 
         Args:
-            key: consumed whole.
-            num_samples: how many.
-            snapshot: one of `snapshots`; by default the end. Only posteriors that are exact can go back.
+            key: random key; do not use it again.
+            num_samples: number of draws.
+            snapshot: one of `snapshots`; by default, the end. Only exact posteriors can go back.
 
         Returns:
-            Sites of θ [draws, ...], and `action_values` where observations are finitely many.
+            Sites of θ [draws, ...], and `action_values` if there are finitely many observations.
 
         Raises:
-            ControlError: the agent has no posterior over what is unknown, or cannot go back.
+            ControlError: the agent has no posterior over the unknown, or cannot go back.
         """
         agent_state = self.bayesian_state()
         state = None if snapshot is None else agent_state.state_after(snapshot.rows)
@@ -132,19 +132,19 @@ class LearnResult:
         num_samples: Count = 1000,
         allowed: FlagsOrNone = None,
     ) -> Decision:
-        """Judge the actions at one observation: which is the best, how surely, and what a wrong choice may cost.
+        """Judge the actions at one observation: which is best, how surely, and what a wrong choice may cost.
 
         Args:
-            key: consumed whole.
-            observation: one of the environment's.
-            time: step of the episode, where values depend on it.
-            num_samples: from the posterior.
-            allowed: the actions to choose among, [actions]; by default all, or those that an environment with finitely
-                many observations was seen to allow there. The others are never the best, and their loss is nan.
+            key: random key; do not use it again.
+            observation: one of the environment's observations.
+            time: step of the episode, if values depend on it.
+            num_samples: number of draws from the posterior.
+            allowed: the actions to choose among, [actions]; by default, all, or those that an environment with finitely
+                many observations has allowed there. The others are never best, and their loss is nan.
 
         Raises:
-            ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
-                is not one of the environment's; no action is allowed.
+            ControlError: the agent has no posterior over the unknown, or its draws are not finite; the observation is
+                not one of the environment's; no action is allowed.
         """
         agent_state = self.bayesian_state()
         if time >= self.env.max_steps:
@@ -165,7 +165,7 @@ class LearnResult:
         return seen
 
     def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
-        """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
+        """Choose an action by the exploration rule after learning, among those `allowed`; see `decide`."""
         rule = self.agent_state.explore(as_hash_key(key), self.exploration, self.num_episodes)
         seen = self._seen(observation)
         among = self._among(seen, allowed)
@@ -174,7 +174,7 @@ class LearnResult:
         return rule.choose(time, seen, among)[0]
 
     def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
-        """Give the actions to choose among where something is seen, or None where the environment has no masks."""
+        """Find the actions to choose among at an observation; None if the environment has no masks."""
         number = self.env.num_actions
         if not self.env.masked:
             if allowed is not None:
@@ -191,9 +191,9 @@ class LearnResult:
         return flags
 
     def to_datatree(self) -> "xr.DataTree":
-        """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
+        """Convert posterior, experience and history to an ArviZ DataTree; see `bayesrl.to_datatree`.
 
-        Groups are `posterior` and `observed_data` for `BayesianAgent`, and `training`.
+        Its groups are `training` and, for `BayesianAgent`, `posterior` and `observed_data`.
         """
         import xarray as xr
 
@@ -211,7 +211,7 @@ class LearnResult:
         return tree
 
     def bayesian_state(self) -> BayesianAgentState:
-        """Give the state of the agent, which holds a posterior over what is unknown.
+        """Return the state of the agent, which holds a posterior over the unknown.
 
         Raises:
             ControlError: the agent is not a `BayesianAgent`.
@@ -225,7 +225,7 @@ class LearnResult:
 
 
 def draws_dataset(draws: Mapping[str, Any]) -> "xr.Dataset":
-    """Give draws as a dataset of ArviZ, [chain, draw, ...] each."""
+    """Convert draws, [chain, draw, ...] each, to an ArviZ dataset."""
     data = _dataset({name: np.asarray(x) for name, x in draws.items()}, "chain", "draw")
     return data.assign_coords({name: np.arange(size) for name, size in data.sizes.items() if name in ("chain", "draw")})
 

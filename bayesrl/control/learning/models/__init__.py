@@ -1,1 +1,1 @@
-"""Models of what is unknown."""
+"""Models of the unknown."""

@@ -23,12 +23,12 @@ from bayesrl.typing import Numbers, PRNGKey
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class ArmsModel(EnvironmentModel):
-    """The prior of a bandit, learned from single pulls as the bandit itself learns: exactly, but for `LogisticArms`.
+    """The prior of a bandit, updated by single pulls as the bandit itself does: exactly, except for `LogisticArms`.
 
     The program draws `instance` and observes each `reward`; its action values are the expected rewards of all arms.
 
     Args:
-        bandit: such as `BernoulliArms(5)`.
+        bandit: the bandit, such as `BernoulliArms(5)`.
 
     Example:
         >>> from bayesrl.control import ArmsModel, bandits
@@ -73,15 +73,15 @@ class ArmsModel(EnvironmentModel):
             )
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
-        """Give the prior; see `EnvironmentModel.init`."""
+        """Return the prior; see `EnvironmentModel.init`."""
         return closure_jit(self.empty, name="start")()
 
     def empty(self, experience: Experience | None = None) -> Any:
-        """Give the prior."""
+        """Return the prior."""
         return self.bandit.init(1)
 
     def condition(self, state: Any, rows: Experience) -> Any:
-        """Update the bandit by one pull after the other; see `EnvironmentModel.condition`."""
+        """Update the bandit by one pull after another; see `EnvironmentModel.condition`."""
         seen = self._seen(rows.observation)
 
         def one(state: Any, row: Any) -> tuple[Any, None]:
@@ -97,11 +97,11 @@ class ArmsModel(EnvironmentModel):
         return {"instance": self.bandit.sample_posterior(key, many)}
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the expected rewards; see `EnvironmentModel.values`."""
+        """Return the expected rewards; see `EnvironmentModel.values`."""
         return self._told(sites["instance"], seen)
 
     def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
-        """Give experience with other rewards, as `bayesrl.calibrate` simulates them."""
+        """Replace the rewards by those that `bayesrl.calibrate` simulates."""
         return experience._replace(reward=data["reward"].astype(float))
 
     def _told(self, instance: Array, seen: Any) -> Array:
@@ -109,7 +109,7 @@ class ArmsModel(EnvironmentModel):
         return self._values(instance, blank if seen is None else seen)
 
     def _values(self, instance: Array, seen: Array) -> Array:
-        """Give the expected rewards of one instance, [len(seen), arms]."""
+        """Compute the expected rewards of one instance, [len(seen), arms]."""
         return self.bandit.expected_rewards(jnp.broadcast_to(instance, (len(seen), *instance.shape)), seen)
 
     def _seen_of_one(self) -> jax.ShapeDtypeStruct:

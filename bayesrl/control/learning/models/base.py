@@ -1,4 +1,4 @@
-"""Models of the environment: NumPyro programs over θ, and how their posteriors are found."""
+"""Models of the environment: NumPyro programs over θ, and the inference of their posteriors."""
 
 import abc
 from collections.abc import Callable
@@ -35,16 +35,15 @@ type Sites = dict[str, Any]
 class EnvironmentModel(abc.ABC):
     """A model of an unknown environment: a NumPyro program over θ, with data, and a posterior of θ.
 
-    The program draws θ, conditions on `Experience`, and exposes what exploration reads by
-    `numpyro.deterministic("action_values", …)`: Q(s, a; θ) in reward units, [states, actions] or, where the time
-    matters, [steps, states, actions] for finitely many observations; for others the values of the observations
-    `seen`, [len(seen), actions].
+    The program draws θ, conditions on `Experience`, and exposes Q(s, a; θ), in reward units, to exploration by
+    `numpyro.deterministic("action_values", …)`. Their shape is [states, actions] for finitely many observations, or
+    [steps, states, actions] if the time matters; for other observations, the values at `seen`, [len(seen), actions].
     """
 
     online: ClassVar[bool] = False
-    """Whether `condition` is all that inference needs, so that experience is never read again."""
+    """Whether inference needs only `condition`, and never reads experience again."""
     plans: ClassVar[bool] = False
-    """Whether values rest on what each state allows, so that a state must always allow the same actions."""
+    """Whether values depend on the actions that each state allows, so that those must not change."""
 
     @abc.abstractmethod
     def __call__(self, experience: Experience, seen: Any = None) -> None:
@@ -54,7 +53,7 @@ class EnvironmentModel(abc.ABC):
         """Refuse an environment whose data the model does not describe.
 
         Raises:
-            ControlError: naming what differs.
+            ControlError: the environment differs from the model; the message says how.
         """
         return
 
@@ -62,20 +61,20 @@ class EnvironmentModel(abc.ABC):
         """Refuse experience that is impossible under the model; called with each new episode.
 
         Raises:
-            ControlError: naming the row.
+            ControlError: a row is impossible; the message names it.
         """
         return
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
-        """Give what inference carries from one update to the next, a pytree of arrays; empty by default."""
+        """Make the state of inference, a pytree of arrays carried from update to update; empty by default."""
         return ()
 
     def condition(self, state: Any, rows: Experience) -> Any:
-        """Condition on the rows of a new episode alone; does nothing by default."""
+        """Condition on the rows of a new episode only; by default, do nothing."""
         return state
 
     def refit(self, key: PRNGKey, state: Any, experience: Experience) -> Any:
-        """Fit anew to all experience; does nothing by default."""
+        """Refit to all experience; by default, do nothing."""
         return state
 
     @abc.abstractmethod
@@ -83,7 +82,7 @@ class EnvironmentModel(abc.ABC):
         """Draw θ from its posterior."""
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the action values of one θ, as the program exposes them.
+        """Return the action values of one θ, as the program exposes them.
 
         Raises:
             ControlError: the program exposes no `action_values`.
@@ -91,12 +90,12 @@ class EnvironmentModel(abc.ABC):
         return read_action_values(self, sites, experience, seen)
 
     def mean_values(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
-        """Give the action values of the expected θ, or None where that has no meaning."""
+        """Return the action values of the expected θ, or None if that has no meaning."""
         return None
 
 
 def read_action_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
-    """Run a program with θ given, and read its `action_values`."""
+    """Run a program at a given θ, and read its `action_values`."""
     args = (experience,) if seen is None else (experience, seen)
     with handlers.block(), handlers.trace() as trace:
         handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())(*args)
@@ -112,16 +111,16 @@ def read_action_values(program: Program, sites: Sites, experience: Experience, s
 @checked(ControlError)
 @dataclass(eq=False)
 class ProgramModel(EnvironmentModel):
-    """A NumPyro program of yours as a model of the unknown, its posterior found by SVI, as `bayesrl.fit` does.
+    """Your own NumPyro program as a model of the unknown; SVI fits its posterior, as in `bayesrl.fit`.
 
-    Parameters are kept from one update to the next, so that each takes few steps.
+    Each update starts from the parameters of the last one, so it takes few steps.
 
     Args:
-        program: of (experience), or of (experience, seen) where observations are vectors.
-        guide: a program of the same arguments, or a family; by default `AutoTilt()`.
+        program: a program of (experience), or of (experience, seen) if observations are vectors.
+        guide: a program of the same arguments, or a family; by default, `AutoTilt()`.
         num_steps: gradient steps for each update.
         num_particles: draws per step.
-        learning_rate: of Adam; by default that of the guide's family.
+        learning_rate: Adam's learning rate; by default, that of the guide's family.
     """
 
     program: Program
@@ -147,7 +146,7 @@ class ProgramModel(EnvironmentModel):
             self.program(experience, seen)
 
     def check(self, env: EnvAdapter) -> None:
-        """Get inference ready for the data of a env; see `EnvironmentModel.check`."""
+        """Get inference ready for the data of an environment; see `EnvironmentModel.check`."""
         if isinstance(self.program, EnvironmentModel):
             self.program.check(env)
         data = env.example()
@@ -157,13 +156,13 @@ class ProgramModel(EnvironmentModel):
             dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
         )
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
-            # UpdateInfo as it is when values are read.
+            # No site of that name: the read below raises the same error as it would during learning.
             jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
         self._config = StepConfig(setup.objective, _adam(setup, self.learning_rate), setup.programs)
 
     def check_experience(self, experience: Experience) -> None:
-        """Refuse what the program refuses; see `EnvironmentModel.check_experience`."""
+        """Refuse experience that the program refuses; see `EnvironmentModel.check_experience`."""
         if isinstance(self.program, EnvironmentModel):
             self.program.check_experience(experience)
 
@@ -183,7 +182,7 @@ class ProgramModel(EnvironmentModel):
         return dict(self._config.bind(self._args(experience)).draw(key, params, num_samples, share=False).sites)
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the action values of one θ; see `EnvironmentModel.values`."""
+        """Return the action values of one θ; see `EnvironmentModel.values`."""
         return read_action_values(self.program, sites, experience, seen)
 
     def _args(self, experience: Experience) -> tuple[Any, ...]:
@@ -221,7 +220,7 @@ type Conjugate = Annotated[
 
 @checked(ControlError)
 def conjugate_inference(model: Conjugate) -> Callable[..., Any]:
-    """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
+    """Turn the exact posterior of a model into inference for `bayesrl.calibrate(infer=...)`."""
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Any:
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> Sites:

@@ -1,4 +1,4 @@
-"""`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
+"""`TabularModel`: unknown transitions and rewards of finitely many states, with Dirichlet and Normal posteriors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,14 +33,14 @@ from bayesrl.typing import Numbers, PRNGKey
 
 _TEMPERATURES = 12
 _NEVER = 1e-3
-"""Concentration of outcomes that stand in a list only to fill it up."""
+"""Concentration of outcomes that only pad a list."""
 
 
 class Counts(NamedTuple):
     """The sufficient statistics of experience.
 
     Attributes:
-        outcomes: how often each outcome was reached, [states, actions, K].
+        outcomes: count of each outcome, [states, actions, K].
         earned: the sum of rewards, [states, actions], reward units.
     """
 
@@ -49,12 +49,12 @@ class Counts(NamedTuple):
 
 
 class Cumulants(NamedTuple):
-    """What exploration is worth, by soft backups.
+    """The worth of exploration, by soft backups.
 
     Attributes:
         values: K(t, s, a), reward units, [horizon, states, actions].
         temperature: τ, reward units per nat.
-        bound: τ·log Σ_a exp(K(0, s, a)/τ) averaged over the first state, an upper bound on the expected optimum.
+        bound: τ·log Σ_a exp(K(0, s, a)/τ), averaged over the first state: an upper bound on the expected optimum.
     """
 
     values: Array
@@ -77,25 +77,25 @@ class TabularModel(EnvironmentModel):
     """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
 
     Each outcome is one of the states, or the end of the episode, numbered `num_states`, after which nothing is
-    earned; pass which outcomes are possible as `successors`. A reward is observed as Normal(r(s, a), noise).
+    earned; `successors` says which outcomes are possible. Rewards are observed as Normal(r(s, a), noise).
     The posterior is conjugate: Dirichlet(concentration + counts), and Normal with precision 1/scale² + n/noise².
 
     Action values are those of the best policy under θ, by backward recursion over `horizon` steps:
-    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′), among the actions that s′ is known to allow.
+    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′), over the actions that s′ is known to allow.
 
     Args:
         num_states: number of states.
         num_actions: number of actions.
         horizon: steps of an episode.
-        successors: outcomes that are possible, [states, actions, K]; by default all states and the end.
-        concentration: of the Dirichlet, for each outcome, a number or [states, actions, K].
-        reward_mean: of the prior of r(s, a), reward units, a number or [states, actions].
-        reward_scale: its standard deviation, reward units.
+        successors: the possible outcomes, [states, actions, K]; by default, all states and the end.
+        concentration: concentration of the Dirichlet for each outcome, a number or [states, actions, K].
+        reward_mean: mean of the prior of r(s, a), reward units, a number or [states, actions].
+        reward_scale: standard deviation of that prior, reward units.
         noise: standard deviation of a reward around r(s, a), reward units.
-        paid_at_end: whether it is known that only the step that ends an episode pays; r(s, a) is then what it pays.
+        paid_at_end: whether it is known that only the step that ends an episode pays; r(s, a) is then its reward.
         discount: γ.
-        start: distribution of the first state, [states], which tells where one can be at what time; by default that
-            is not known, and the `bound` of K-learning is that of state 0.
+        start: distribution of the first state, [states], from which the model knows the states possible at each time;
+            by default they are unknown, and the `bound` of K-learning is that of state 0.
 
     Raises:
         ControlError: a number is out of range, or shapes do not fit together.
@@ -106,8 +106,8 @@ class TabularModel(EnvironmentModel):
         (6, 2, 7)
 
     References:
-        Dearden, Friedman & Andre (1999), "Model based Bayesian exploration", for the priors; Osband, Russo & Van Roy
-        (2013) for posterior sampling; O'Donoghue (2021), section 3, for the cumulants.
+        Priors: Dearden, Friedman & Andre (1999), "Model based Bayesian exploration". Posterior sampling: Osband, Russo
+        & Van Roy (2013). Cumulants: O'Donoghue (2021), section 3.
     """
 
     online: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class TabularModel(EnvironmentModel):
         start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
         if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
             raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
-        # Nothing is said of where episodes start unless it is passed.
+        # Without `start`, episodes may start anywhere.
         here = np.full(self.num_states, True) if self.start is None else start > 0
         filled = {
             "successors": successors.astype(np.int32),
@@ -155,14 +155,14 @@ class TabularModel(EnvironmentModel):
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
-        """Make a model that knows where one can get from each state, horizon, discount and start, and no more.
+        """Make a model that knows the possible successors of each state, horizon, discount and start, and no more.
 
-        Any action may lead to whatever any action of that state leads to: which does what is to be learned.
+        Any action of a state may lead wherever any other does; the model has to learn which action does what.
 
         Args:
-            mdp: with a horizon, or pass one.
-            ends_known: whether it is known which states end the episode; else any action may end it.
-            **options: all else, as the class takes it.
+            mdp: the process; it needs a horizon, or pass one.
+            ends_known: whether the model knows which states end the episode; else any action may end it.
+            **options: other arguments of the class.
         """
         horizon = options.pop("horizon", mdp.horizon)
         if horizon is None:
@@ -203,11 +203,11 @@ class TabularModel(EnvironmentModel):
             )
 
     def empty(self, experience: Experience | None = None) -> Counts:
-        """Give the counts of no experience."""
+        """Return the counts before any experience."""
         return Counts(np.zeros(self.successors.shape, np.float32), np.zeros(self.successors.shape[:2], np.float32))
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Counts:
-        """Give the counts of no experience; see `EnvironmentModel.init`."""
+        """Return the counts before any experience; see `EnvironmentModel.init`."""
         return self.empty()
 
     def condition(self, state: Counts, rows: Experience) -> Counts:
@@ -226,18 +226,14 @@ class TabularModel(EnvironmentModel):
         return {"transitions": transitions, "rewards": mean + scale * noise}
 
     def posterior(self, counts: Counts) -> tuple[Array, Array, Array]:
-        """Give the conjugate posterior.
-
-        Returns:
-            The concentration of the Dirichlet [states, actions, K], mean and standard deviation of r [states, actions].
-        """
+        """Compute the Dirichlet's concentration [states, actions, K], and mean and scale of r [states, actions]."""
         paid = jnp.where(jnp.asarray(self.successors) == self.num_states, 1.0, 0.0 if self.paid_at_end else 1.0)
         precision = 1 / self.reward_scale**2 + (paid * counts.outcomes).sum(-1) / self.noise**2
         mean = (jnp.asarray(self.reward_mean) / self.reward_scale**2 + counts.earned / self.noise**2) / precision
         return jnp.asarray(self.concentration, float) + counts.outcomes, mean, precision**-0.5
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give Q_t(s, a) of the best policy under θ, [horizon, states, actions]; 0 where s cannot be at that time."""
+        """Compute Q_t(s, a) of the best policy under θ, [horizon, states, actions]; 0 if s is impossible at t."""
         transitions, rewards = sites["transitions"], sites["rewards"]
 
         def value(later: Array, at: Array) -> tuple[Array, Array]:
@@ -248,7 +244,7 @@ class TabularModel(EnvironmentModel):
         return self._backwards(value)[0]
 
     def _ahead(self, later: Array, at: Array, rewards: Array) -> tuple[Array, Array]:
-        """Give what a step pays whatever follows [..., actions], and what each outcome is worth [..., actions, K]."""
+        """Split a step's worth into a part for any outcome [..., actions] and one for each [..., actions, K]."""
         reached = jnp.asarray(self.successors)[at]
         following = self.discount * later[reached]
         if not self.paid_at_end:
@@ -256,13 +252,9 @@ class TabularModel(EnvironmentModel):
         return jnp.zeros_like(rewards), jnp.where(reached == self.num_states, rewards[..., None], following)
 
     def _backwards(self, value: Callable[[Array, Array], tuple[Array, Array]]) -> tuple[Array, Array]:
-        """Recur backwards from the horizon over the states that can be there at each time.
+        """Recur backwards over the states possible at each time: Q, [horizon, states, actions], and the first V, [states].
 
-        Args:
-            value: from the values of what follows [states + 1] and some states to (Q, V) of these.
-
-        Returns:
-            Q, [horizon, states, actions], and V at the first step, [states].
+        `value` maps the values of the next step, [states + 1], and some states to (Q, V) in these.
         """
 
         def back(later: Array, at: Array) -> tuple[Array, Array]:
@@ -277,23 +269,23 @@ class TabularModel(EnvironmentModel):
         return blank.at[jnp.arange(self.horizon)[:, None], layers].set(found), first[:-1]
 
     def mean_values(self, state: Counts, experience: Experience, seen: Any = None) -> Array:
-        """Give the action values of the expected transitions and rewards, [horizon, states, actions]."""
+        """Compute the action values of the expected transitions and rewards, [horizon, states, actions]."""
         concentration, mean, _ = self.posterior(state)
         expected = concentration / concentration.sum(-1, keepdims=True)
         return self.values({"transitions": expected, "rewards": mean}, experience)
 
     def cumulants(self, counts: Counts, allowed: Numbers | None = None) -> Cumulants:
-        """Give what exploration is worth: K(t, s, a) by soft backups, at the temperature that makes the bound least.
+        """Compute the worth of exploration: K(t, s, a) by soft backups, at the temperature with the least bound.
 
             K_t(s, a) = E[r] + Var[r]/2τ + C_t(s, a),   V_t(s) = τ·log Σ_a exp(K_t(s, a)/τ),
 
-        where C stands for τ·log E exp(γ·P·V_{t+1}/τ) under the Dirichlet posterior: the lesser of that of a Normal
-        of the same mean and variance, γ·E[P]·V + γ²·Var[P·V]/2τ, and of Jensen's bound τ·log Σ E[P]·exp(γ·V/τ),
-        which holds where little is known. Playing softmax(K_t/τ) is K-learning.
+        where C stands for τ·log E exp(γ·P·V_{t+1}/τ) under the Dirichlet posterior. It is the lesser of two numbers:
+        that of a Normal with the same mean and variance, γ·E[P]·V + γ²·Var[P·V]/2τ; and Jensen's bound
+        τ·log Σ E[P]·exp(γ·V/τ), which holds even with little data. Playing softmax(K_t/τ) is K-learning.
 
         Args:
-            counts: of the experience.
-            allowed: which actions each state allows, [states, actions]; by default all. V sums over these.
+            counts: the counts of the experience.
+            allowed: which actions each state allows, [states, actions]; by default, all. V sums over these.
         """
         concentration, mean, scale = self.posterior(counts)
         total = concentration.sum(-1)
@@ -315,14 +307,14 @@ class TabularModel(EnvironmentModel):
             bounds = jax.vmap(lambda tau: solve(tau)[0])(taus)
             return taus[jnp.argmin(jnp.nan_to_num(bounds, nan=jnp.inf))]
 
-        # The bound is convex in τ: a wide search, and a narrow one around what it found.
+        # The bound is convex in τ, so a narrow search around the best of a wide one suffices.
         coarse = least((scale.max() * self.horizon**0.5 + 1e-6) * jnp.geomspace(1e-3, 3.0, _TEMPERATURES))
         tau = least(coarse * jnp.geomspace(0.5, 2.0, _TEMPERATURES))
         bound, values = solve(tau)
         return Cumulants(values, tau, bound)
 
     def expected(self, counts: Counts) -> TabularMDP:
-        """Give the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
+        """Return the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
         concentration, mean, _ = (np.asarray(x, float) for x in closure_jit(self.posterior)(counts))
         probabilities = concentration / concentration.sum(-1, keepdims=True)
         outcomes = self.successors.shape[-1]
@@ -339,7 +331,7 @@ class TabularModel(EnvironmentModel):
         )
 
     def _found_layers(self, here: np.ndarray) -> np.ndarray:
-        """List the states that can be there at each time, [horizon, width], shorter lists padded with repetitions."""
+        """List the states possible at each time, [horizon, width]; shorter lists are padded with repetitions."""
         every = np.arange(self.num_states)
         found = []
         for _ in range(self.horizon):
@@ -355,7 +347,7 @@ class TabularModel(EnvironmentModel):
         return np.stack([np.resize(row, width) for row in found]).astype(np.int32)
 
     def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
-        """Give experience with other outcomes and rewards, as `bayesrl.calibrate` simulates them."""
+        """Replace outcomes and rewards by those that `bayesrl.calibrate` simulates."""
         at = (experience.observation, experience.action, data["outcome"])
         reached = jnp.asarray(self.successors)[at]
         return experience._replace(
@@ -363,17 +355,13 @@ class TabularModel(EnvironmentModel):
         )
 
     def _outcome(self, experience: Experience) -> Array:
-        """Number the outcome of each row."""
+        """Find the index of the outcome of each row."""
         reached = jnp.where(experience.terminated, self.num_states, experience.next_observation)
         known = jnp.asarray(self.successors)[experience.observation, experience.action]
         return (known == reached[:, None]).argmax(-1)
 
     def check_experience(self, experience: Experience) -> None:
-        """Refuse experience that is impossible under the model.
-
-        Raises:
-            ControlError: an outcome is not among the successors.
-        """
+        """Refuse outcomes that are not among the successors; see `EnvironmentModel.check_experience`."""
         reached = np.where(experience.terminated, self.num_states, experience.next_observation)
         known = self.successors[np.asarray(experience.observation), np.asarray(experience.action)]
         strange = np.asarray(experience.mask) & ~(known == reached[:, None]).any(-1)
@@ -387,7 +375,7 @@ class TabularModel(EnvironmentModel):
 
 
 def _allowed(allowed: Any, at: Array, values: Array) -> Array:
-    """Give −inf for actions that states do not allow, [..., actions]."""
+    """Set the values of actions that states do not allow to −inf, [..., actions]."""
     return values if allowed is None else jnp.where(jnp.asarray(allowed)[at], values, -jnp.inf)
 
 
@@ -399,7 +387,7 @@ def _filled(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _shared(successors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give each action the outcomes of all actions of its state, [states, actions, K], and which only fill it up."""
+    """Give each action the outcomes of all actions of its state, [states, actions, K], and flag the padding."""
     states, actions, _ = successors.shape
     found = [np.unique(row) for row in successors.reshape(states, -1)]
     most = max(map(len, found))

@@ -1,4 +1,4 @@
-"""Models of action values: Gaussian posteriors over Q from returns, linear, of a last layer, or by ensembles."""
+"""Models of action values: Gaussian posteriors over Q from returns; linear, last-layer or by ensembles."""
 
 import abc
 from collections.abc import Callable
@@ -27,23 +27,23 @@ from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
 
 _BATCH = 512
 _MOST_MOMENTS = 2**27
-"""Numbers in the second moments of linear regression, half a gigabyte."""
+"""Most numbers in the second moments of linear regression: half a gigabyte."""
 
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ValueModel(EnvironmentModel):
-    """What models of Q share: returns are observed as R ~ Normal(Q(s, a; θ), noise).
+    """The base of models of Q: returns are observed as R ~ Normal(Q(s, a; θ), noise).
 
-    The negative log-likelihood is (R − Q(s, a; θ))² / 2·noise² but for a constant, so that maximum likelihood is
-    the fit of least squares, and with θ ~ Normal(0, prior_scale) the most probable θ is the ridge fit with penalty
+    Up to a constant, the negative log-likelihood is (R − Q(s, a; θ))² / 2·noise². So maximum likelihood is least
+    squares, and with θ ~ Normal(0, prior_scale) the most probable θ is the ridge fit with penalty
     noise²/prior_scale². R is the return that followed, under whatever policy was played.
 
     Args:
         num_actions: number of actions.
-        num_observations: how many there are, where they are the integers from 0 on; else None.
-        features: what is read of one observation, a function to [features]; by default one-hot, or the numbers of
-            the observation and a 1.
+        num_observations: number of observations, if they are the integers from 0 on; else None.
+        features: a function from one observation to [features]; by default one-hot, or the numbers of the
+            observation and a 1.
         prior_scale: standard deviation of θ.
         noise: standard deviation of a return around Q, reward units.
 
@@ -66,7 +66,7 @@ class ValueModel(EnvironmentModel):
             )
 
     def featurize(self, observations: Numbers) -> Array:
-        """Give the features of observations, [rows, features]."""
+        """Compute the features of observations, [rows, features]."""
         if self.features is not None:
             return jnp.asarray(jax.vmap(self.features)(observations))
         if self.num_observations is not None:
@@ -75,12 +75,12 @@ class ValueModel(EnvironmentModel):
         return jnp.concatenate([flat, jnp.ones((len(flat), 1))], -1)
 
     def num_features(self, experience: Experience) -> int:
-        """Give the number of features of one observation."""
+        """Count the features of one observation."""
         return int(jax.eval_shape(self.featurize, experience.observation).shape[-1])
 
     @abc.abstractmethod
     def sample_network(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
-        """Draw θ, and give it with the function from (θ, observations) to values, [rows, actions]."""
+        """Draw θ, and return it with the function from (θ, observations) to values, [rows, actions]."""
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
         """Draw θ, observe the returns, and expose `action_values`."""
@@ -95,7 +95,7 @@ class ValueModel(EnvironmentModel):
 
 
 class Moments(NamedTuple):
-    """What linear regression keeps of experience, for each action.
+    """The sufficient statistics of linear regression, for each action.
 
     Attributes:
         square: Σ φ·φᵀ, [actions, features, features].
@@ -123,7 +123,7 @@ class LinearValues(ValueModel):
     online: ClassVar[bool] = True
 
     def check(self, env: EnvAdapter) -> None:
-        """Refuse another environment, and features whose square would not be kept; see `EnvironmentModel.check`."""
+        """Refuse another environment, and too many features for a square matrix; see `EnvironmentModel.check`."""
         super().check(env)
         size = self.num_features(blank_experience(env.shape, env.dtype))
         if self.num_actions * size**2 > _MOST_MOMENTS:
@@ -138,14 +138,14 @@ class LinearValues(ValueModel):
         return numpyro.sample("weights", prior.to_event(2)), lambda theta, seen: self.featurize(seen) @ theta.T
 
     def empty(self, experience: Experience) -> Moments:
-        """Give the moments of no experience of this kind."""
+        """Return the moments before any experience of this kind."""
         size = self.num_features(experience)
         return Moments(
             np.zeros((self.num_actions, size, size), np.float32), np.zeros((self.num_actions, size), np.float32)
         )
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Moments:
-        """Give the moments of no experience; see `EnvironmentModel.init`."""
+        """Return the moments before any experience; see `EnvironmentModel.init`."""
         return self.empty(blank_experience(env.shape, env.dtype))
 
     def condition(self, state: Moments, rows: Experience) -> Moments:
@@ -153,7 +153,7 @@ class LinearValues(ValueModel):
         return jax.tree.map(jnp.add, state, _moments(self, self.featurize(rows.observation), rows))
 
     def posterior(self, state: Moments) -> tuple[Array, Array]:
-        """Give E[θ] [actions, features], and the lower Cholesky factor of the precision of each action's θ."""
+        """Compute E[θ] [actions, features], and the lower Cholesky factor of the precision of each action's θ."""
         return _regress(state, self.prior_scale, self.noise)
 
     def sample(self, key: PRNGKey, state: Moments, experience: Experience, num_samples: int) -> Sites:
@@ -161,16 +161,16 @@ class LinearValues(ValueModel):
         return {"weights": sample_by_precision(key, *self.posterior(state), (num_samples,))}
 
     def mean_values(self, state: Moments, experience: Experience, seen: Any = None) -> Array:
-        """Give φ·E[θ]; see `EnvironmentModel.mean_values`."""
+        """Compute φ·E[θ]; see `EnvironmentModel.mean_values`."""
         return self.values({"weights": self.posterior(state)[0]}, experience, seen)
 
     def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
-        """Give experience with other returns, as `bayesrl.calibrate` simulates them."""
+        """Replace the returns by those that `bayesrl.calibrate` simulates."""
         return experience._replace(returns=data["return"])
 
 
 class TrainState(NamedTuple):
-    """A network in training: weights by layer, the state of Adam, and what the weights are drawn back to."""
+    """A network in training: weights by layer, the state of Adam, and the anchors that pull the weights back."""
 
     params: Any
     opt_state: Any
@@ -180,13 +180,13 @@ class TrainState(NamedTuple):
 @checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NetworkValues(ValueModel):
-    """What models of Q by networks share.
+    """The base of models of Q by networks.
 
     Args:
         hidden: width of the hidden layers, tanh units.
         depth: number of hidden layers; 0 is linear.
-        num_steps: gradient steps for each update, on batches of 512 rows, drawn with repetition.
-        learning_rate: of Adam.
+        num_steps: gradient steps for each update, on batches of 512 rows, drawn with replacement.
+        learning_rate: Adam's learning rate.
     """
 
     hidden: Count = 64
@@ -195,7 +195,7 @@ class NetworkValues(ValueModel):
     learning_rate: Positive = 1e-3
 
     def priors(self, experience: Experience) -> dict[str, dist.Normal]:
-        """Give the prior of each layer's weights: standard deviation 1/√inputs, the last one times prior_scale."""
+        """Return the prior of each layer's weights: standard deviation 1/√inputs, the last one times prior_scale."""
         layers = self._mlp(self.num_features(experience)).layers
         last = len(layers) - 1
         return {
@@ -206,7 +206,7 @@ class NetworkValues(ValueModel):
         }
 
     def _mlp(self, size: int) -> eqx.nn.MLP:
-        """Give the network without its weights."""
+        """Make the network without its weights."""
         sizes = size, self.num_actions, self.hidden, self.depth
         mlp: eqx.nn.MLP = eqx.filter_eval_shape(
             lambda key: eqx.nn.MLP(*sizes, jnp.tanh, use_bias=False, use_final_bias=False, key=key), dummy_key()
@@ -214,7 +214,7 @@ class NetworkValues(ValueModel):
         return mlp
 
     def apply(self, weights: dict[str, Array], observations: Numbers, *, head: bool = True) -> Array:
-        """Give the values, [rows, actions], or without the head what the last layer reads, [rows, hidden]."""
+        """Compute the values, [rows, actions], or without the head the last layer's inputs, [rows, hidden]."""
         features = self.featurize(observations)
         mlp = eqx.tree_at(
             lambda mlp: [layer.weight for layer in mlp.layers],
@@ -247,6 +247,7 @@ class NetworkValues(ValueModel):
             )[:, 0]
             error = (experience.returns[rows] + jitter(rows) - taken) ** 2 / (2 * self.noise**2)
             pull = sum((((params[k] - state.anchors[k]) / priors[k].scale) ** 2).sum() / 2 for k in params)
+            # The likelihood enters as a mean over rows, so the prior's share is one row's.
             return error.mean() + pull / total
 
         def step(carry: tuple[Any, Any], own: PRNGKey) -> tuple[tuple[Any, Any], None]:
@@ -262,7 +263,7 @@ class NetworkValues(ValueModel):
 @checked(ControlError, MemoryNeed(network_bytes, ("hidden", "depth"), "use fewer"))
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LastLayerValues(NetworkValues):
-    """A network whose last layer has its exact Normal posterior, the layers below being those of the best fit.
+    """A network whose last layer has its exact Normal posterior; the layers below are those of the best fit.
 
     Example:
         >>> from bayesrl import control
@@ -292,13 +293,13 @@ class LastLayerValues(NetworkValues):
         return self.train(key, state, experience, lambda rows: 0.0)
 
     def sample(self, key: PRNGKey, state: TrainState, experience: Experience, num_samples: int) -> Sites:
-        """Draw last layers, on one and the same network; see `EnvironmentModel.sample`."""
+        """Draw last layers on top of one network; see `EnvironmentModel.sample`."""
         below = {k: jnp.broadcast_to(v, (num_samples, *v.shape)) for k, v in state.params.items()}
         mean, factor = self._posterior(state, experience)
         return below | {f"layer{self.depth}": sample_by_precision(key, mean, factor, (num_samples,))}
 
     def mean_values(self, state: TrainState, experience: Experience, seen: Any = None) -> Array:
-        """Give the values by the expected last layer; see `EnvironmentModel.mean_values`."""
+        """Compute the values by the expected last layer; see `EnvironmentModel.mean_values`."""
         expected = state.params | {f"layer{self.depth}": self._posterior(state, experience)[0]}
         return self.values(expected, experience, seen)
 
@@ -317,13 +318,13 @@ class LastLayerValues(NetworkValues):
 )
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EnsembleValues(NetworkValues):
-    """An ensemble of networks, each with a prior network of its own and returns with noise of their own.
+    """An ensemble of networks, each with its own prior network and its own noise on the returns.
 
     Member k minimises Σ (R + noise·z_k − Q(s, a; θ))²/2·noise² + (θ − θ_k)²/2·scale², with θ_k and z_k drawn once. For
-    linear Q the minimisers are exact draws from the posterior; for networks they stand for such draws.
+    linear Q the minimisers are exact draws from the posterior; for networks they stand in for such draws.
 
     Args:
-        num_members: of the ensemble.
+        num_members: number of networks.
 
     Example:
         >>> from bayesrl import control
@@ -353,6 +354,7 @@ class EnsembleValues(NetworkValues):
         """Train all members; see `EnvironmentModel.refit`."""
 
         def one(member: Array, own: TrainState) -> TrainState:
+            # Each row keeps its noise z_k at every update, which a key of its own repeats without storing it.
             fixed = jax.random.fold_in(as_hash_key(np.array([0, 7], np.uint32)), member)
 
             def jitter(rows: Array) -> Array:
@@ -375,7 +377,7 @@ def _moments(model: ValueModel, features: Array, experience: Experience) -> Mome
 
 
 def _regress(moments: Moments, prior_scale: float, noise: float) -> tuple[Array, Array]:
-    """Give mean and lower Cholesky factor of the precision of Bayesian linear regression, for each action."""
+    """Compute the mean and the lower Cholesky factor of the precision of Bayesian linear regression, per action."""
     prior = jnp.eye(moments.product.shape[-1]) / prior_scale**2
     factor = jnp.linalg.cholesky(moments.square / noise**2 + prior)
     return jax.scipy.linalg.cho_solve((factor, True), moments.product[..., None] / noise**2)[..., 0], factor
