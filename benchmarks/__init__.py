@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each one command; RESULTS.md is written by them."""
+"""Side-by-side measurements, one command each; they write RESULTS.md."""

@@ -1,8 +1,8 @@
-"""Run the measurements: `python -m benchmarks` all of them, `python -m benchmarks NAME` one.
+"""Run the measurements: `python -m benchmarks` runs all, `python -m benchmarks NAME` runs one.
 
 A benchmark is a module of this folder, named below, with a docstring and `run() -> str`, which
-measures and gives Markdown; RESULTS.md keeps one section of each. One that has options takes them as
-an argument of `run`, and tells by `is_partial(options)` where its section shall stay as it is.
+measures and returns Markdown; RESULTS.md has a section for each. A benchmark with options takes them as
+an argument of `run`; if `is_partial(options)`, its section stays as it is.
 """
 
 import importlib
@@ -43,11 +43,11 @@ BENCHMARKS = (
     "robustness",
 )
 OPTIONS = {"compilation": ("--against", "fbe1f64")}
-"""Of those that are run with all the others."""
+"""Default options of benchmarks when all run."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is named, each in a process of its own where there are several."""
+    """Run the named benchmarks; several run in a separate process each."""
     named = list(takewhile(lambda word: not word.startswith("-"), arguments))
     options = arguments[len(named) :]
     unknown = [name for name in named if name not in BENCHMARKS]
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(name: str, options: Sequence[str]) -> int:
-    """Run one benchmark, show what it found, and write its section."""
+    """Run one benchmark, show its results, and write its section."""
     start = time.perf_counter()
     module = importlib.import_module(f"benchmarks.{name}")
     takes_options = bool(inspect.signature(module.run).parameters)

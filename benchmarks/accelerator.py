@@ -63,7 +63,7 @@ def run() -> str:
 
 
 def _timed(device: Any, make: Callable[[], Callable[[int], Any]]) -> float:
-    """Give the median of the seconds that a program takes on a device."""
+    """Return the median time of a program on a device, in seconds."""
     with jax.default_device(device):
         call = make()
         jax.block_until_ready(call(0))

@@ -1,8 +1,8 @@
-"""Run calls of one checkout of bayesrl, and count what JAX traces, lowers and compiles meanwhile; a script.
+"""A script that runs calls of one checkout of bayesrl, and counts what JAX traces, lowers and compiles meanwhile.
 
 `python -P compilation_meter.py ROOT ANSWER WHAT [ARGUMENT ...]` with ROOT on PYTHONPATH: WHAT is `readme`, `act` or
-`command`, and ANSWER the file that the counts are written to. Of this folder nothing is imported, since the checkout
-may be of another time.
+`command`, and ANSWER the file for the counts. The script imports nothing from this folder, since the checkout may be
+older.
 """
 
 import functools
@@ -34,13 +34,13 @@ ACT_CALLS = 100
 
 
 class PhaseClock:
-    """Divides seconds among phases that nest and run side by side, so that each second is counted once.
+    """Divides seconds among phases that nest and run side by side, so that each second counts once.
 
-    A second belongs to the innermost phase of the thread; where several threads are in phases, they share it; where
-    none is, it is one of running.
+    A second belongs to the innermost phase of the thread. If several threads are in phases, they share it; if none is,
+    it counts as running.
 
     Args:
-        clock: gives seconds, of all threads.
+        clock: returns the seconds of all threads.
     """
 
     def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
@@ -62,7 +62,7 @@ class PhaseClock:
             self._inside[thread].pop()
 
     def read(self) -> dict[str, float]:
-        """Give the seconds of each phase up to now."""
+        """Return the seconds of each phase up to now."""
         with self._lock:
             self._divide()
             return {phase: self._seconds[phase] for phase in PHASES}
@@ -80,8 +80,8 @@ class XLAProgram:
     """A program that JAX asked XLA for.
 
     Attributes:
-        name: as JAX calls it.
-        origin: the innermost frames of the checkout that asked for it, as `file:line`, one of each file in a row.
+        name: JAX's name for it.
+        origin: the checkout's innermost frames that asked for it, as `file:line`, one for each run of the same file.
         retrieved: whether it came from a cache on disk.
     """
 
@@ -92,12 +92,12 @@ class XLAProgram:
 
 @dataclass
 class Call:
-    """What one call took.
+    """The cost of one call.
 
     Attributes:
-        programs: that XLA was asked for.
+        programs: the programs that it asked XLA for.
         seconds: CPU seconds by phase.
-        wall: median wall-clock seconds where it is a median of many calls.
+        wall: median wall-clock seconds, if there were many calls.
     """
 
     programs: list[XLAProgram] = field(default_factory=list)
@@ -106,10 +106,10 @@ class Call:
 
 
 class Meter:
-    """Watches imports and listens to `jax.monitoring` from now on.
+    """Watches imports and listens to `jax.monitoring` from its creation on.
 
     Args:
-        root: folder of the checkout, whose frames are the origins of programs.
+        root: folder of the checkout; its frames are the origins of programs.
     """
 
     def __init__(self, root: Path) -> None:
@@ -124,7 +124,7 @@ class Meter:
         monitoring.register_event_listener(self._happened)
 
     def measure(self, function: Callable[[], Any]) -> tuple[Call, Any]:
-        """Call a function, wait for its arrays, and tell what it took."""
+        """Call a function, wait for its arrays, and return its cost."""
         import jax
 
         done, before = len(self.programs), self.clock.read()
@@ -158,7 +158,7 @@ class Meter:
 
 
 def time_imports(clock: PhaseClock) -> None:
-    """Count what the bodies of modules take from now on, however they are imported."""
+    """Count the time in the bodies of modules from now on, however they are imported."""
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -178,7 +178,7 @@ def time_imports(clock: PhaseClock) -> None:
 
 
 def origin(frame: FrameType | None, root: Path) -> str:
-    """Name the innermost frames that lie in a checkout, one of each file in a row."""
+    """Name the innermost frames that lie in a checkout, one for each run of the same file."""
     found: list[str] = []
     files: list[str] = []
     while frame is not None and len(found) < SHOWN_FRAMES:
@@ -191,7 +191,7 @@ def origin(frame: FrameType | None, root: Path) -> str:
 
 
 def readme(meter: Meter, num_calls: str) -> list[Call]:
-    """Run the first so many calls of: README's fit, with another key, defined anew, and all that judges the first."""
+    """Run the first calls of these: README's fit, with another key, redefined, and everything that judges the first."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -199,7 +199,7 @@ def readme(meter: Meter, num_calls: str) -> list[Call]:
 
     import bayesrl
 
-    for name in bayesrl.__all__:  # a name is imported when it is first asked for, which is no part of a call
+    for name in bayesrl.__all__:  # names are imported at first use, which must not count as part of a call
         getattr(bayesrl, name)
 
     def defined(means: jax.Array) -> Callable[[], None]:
@@ -259,7 +259,7 @@ def act(meter: Meter) -> list[Call]:
 
 
 def command(meter: Meter, *arguments: str) -> list[Call]:
-    """Run the command line in this process; the seconds are those since the process began to import."""
+    """Run the command line in this process; the seconds count from the first import on."""
 
     def run() -> None:
         from bayesrl.cli import app
@@ -280,7 +280,7 @@ WHAT: dict[str, Callable[..., list[Call]]] = {"readme": readme, "act": act, "com
 
 
 def main(root: str, answer: str, what: str, *arguments: str) -> None:
-    """Measure, and write what was measured as JSON."""
+    """Measure, and write the costs as JSON."""
     meter = Meter(Path(root))
     import bayesrl
 

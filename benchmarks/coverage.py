@@ -42,7 +42,7 @@ def run() -> str:
         fitter = Fitter(jax.random.key(s), make_shape(rng, nature=nature), rng)
         for i, fitted in enumerate(fitter.fits(rng, PER_SHAPE)):
             key = jax.random.fold_in(jax.random.key(1000 + s), i)
-            # Hindsight enumerates once for each draw of nature: one program of each shape is enough to check it.
+            # Hindsight enumerates once per draw of nature, which is slow: one program of each shape has to do.
             options: dict[str, Any] = {"method": "hindsight", "max_count": 2**17 if i == 0 else 1}
             bracket = evidence(key, fitted.posterior, **(options if nature else {"method": "rejection"}))
             _compare(found, bracket, fitted)

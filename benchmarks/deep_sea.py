@@ -59,7 +59,7 @@ def run() -> str:
 
 
 def _solve(size: int, rule: Any, seed: int, most: int) -> tuple[int | None, float]:
-    """Learn until solved; give after how many episodes, or None, and the seconds."""
+    """Learn until solved; return the number of episodes, or None, and the seconds."""
     sea = control.deep_sea(size=size)
     agent = control.BayesianAgent(control.TabularModel.of(sea, noise=0.01))
     best = float(control.soft_value_iteration(sea, 0.0).objective)

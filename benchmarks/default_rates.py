@@ -1,13 +1,13 @@
 """What the defaults of `fit` leave of what there was to gain, with guides written by hand that hold p*.
 
-Finite programs of random shape, a plate in some of them, with a table of logits for each action as the guide; and
-Gaussian ones of a quadratic reward. Rewards are of any size, and so are the units that the guide's parameters are
-in: a logit is a parameter times a number between 1/30 and 30.
+Finite programs have a random shape, some with a plate, and a guide with a table of logits for each action. Gaussian
+programs have a quadratic reward. Rewards are of any size, and so are the units of the guide's parameters: a logit is
+a parameter times a number between 1/30 and 30.
 """
 
 import os
 
-# Many small programs, each run briefly: what is measured here is right or wrong, not fast or slow.
+# Many small programs run briefly, and only their results count, not their speed: XLA may optimise less.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ GOOD = 0.01
 
 
 class Left(NamedTuple):
-    """What one fit left: of which program, β and sizes; as shares of J* − J(π₀) and of the fit's own way.
+    """What one fit left: its program, β and sizes; shares of J* − J(π₀) and of J* − J at the fit's own start.
 
-    The verdict is asked for where a fit is not good.
+    Only fits that are not good have a verdict.
     """
 
     program: str
@@ -44,7 +44,7 @@ class Left(NamedTuple):
 
 
 def table_guide(shape: Shape) -> Callable[..., None]:
-    """Give a guide of a table of logits for each action, by all that is seen before it; it holds p*."""
+    """Make a guide with a table of logits for each action, indexed by all that it sees; it contains p*."""
 
     def guide(_: Any, rewards: Array, scale: Array) -> None:
         seen: list[int] = []
@@ -69,17 +69,17 @@ def table_guide(shape: Shape) -> Callable[..., None]:
 
 
 def began(posterior: bayesrl.Posterior) -> float:
-    """J over the first hundredth of the run, which may be far below J(π₀)."""
+    """Compute J over the first hundredth of the run, which may be far below J(π₀)."""
     return float(posterior.history["objective"][0, 0])
 
 
 def verdict_of(posterior: bayesrl.Posterior, share: float) -> str:
-    """Ask for the verdict of a fit that leaves too much, which must not be a pass."""
+    """Diagnose a fit that leaves too much; its verdict must not be a pass."""
     return bayesrl.diagnose(jax.random.key(1), posterior).verdict if share >= GOOD else ""
 
 
 def finite_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left]:
-    """Fit programs of one shape, whose numbers, β and scales differ."""
+    """Fit programs of one shape with different numbers, β and scales."""
     shape = make_shape(rng, nature=False)
 
     def policy(logits: dict[str, Array], rewards: Array, _: Array) -> None:
@@ -109,7 +109,7 @@ def quadratic(slope: Array, weight: Array, scale: Array) -> None:
 
 
 def normal_guide(slope: Array, weight: Array, scale: Array) -> None:
-    """The family of p* under `quadratic`, its parameters in units of 1 / scale."""
+    """The family of p* under `quadratic`, with parameters in units of 1 / scale."""
     mean = numpyro.param("mean", jnp.zeros(slope.shape))
     log_width = numpyro.param("log width", jnp.zeros(slope.shape))
     numpyro.sample("x", dist.Normal(scale * mean, jnp.exp(scale * log_width)).to_event(1))
@@ -139,12 +139,12 @@ def gaussian_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left
 
 
 def is_partial(options: Sequence[str]) -> bool:
-    """Whether fewer programs than all were asked for."""
+    """Check whether fewer than all programs were requested."""
     return bool(options)
 
 
 def run(options: Sequence[str] = ()) -> str:
-    """Fit all programs, or as many as `--programs COUNT` says, and give a table of what is left."""
+    """Fit all programs, or as many as `--programs COUNT` says, and return a table of what they leave."""
     count = int(options[1]) if options else NUM_PROGRAMS
     rng, found = np.random.default_rng(0), list[Left]()
     for index in range(-(-count // PER_SHAPE)):

@@ -1,8 +1,8 @@
 """The automatic guide on every distribution that NumPyro names, moved to another member of its family.
 
 Each is the prior of one action, x ~ p₀, with reward β·(log p₁(x) − log p₀(x)), where p₁ has other parameters: p* is p₁,
-J* is 0, and β·KL(p₀‖p₁) is what there is to gain. A fit is good that leaves under 1% of it; a refusal before the first
-step names the site and what to do. Where a family has one member only, p₁ is of another one with the same support.
+J* is 0, and there is β·KL(p₀‖p₁) to gain. A good fit leaves under 1% of it; a refusal before the first step names the
+site and what to do. If a family has only one member, p₁ comes from another family with the same support.
 Every name in `numpyro.distributions.__all__` is among them, or in `NO_FAMILY` with the reason.
 """
 
@@ -25,18 +25,18 @@ from bayesrl.errors import BayesRLError
 BETA, NUM_STEPS, GOOD = 0.5, 1000, 0.01
 
 type Family = Callable[[float], Any]
-"""Gives a member of a family: the prior at 0, what it is moved to at 1."""
+"""A function to a member of a family: the prior at 0, the target at 1."""
 
 
 class Tilted(NamedTuple):
-    """What p₀ is moved to by a reward of closed form: log p₁ − log p₀ = reward(x) − log Z."""
+    """The target of p₀ under a reward in closed form: log p₁ − log p₀ = reward(x) − log Z."""
 
     reward: Callable[[Any], Any]
     log_z: float
 
 
 def log_ratio(family: Family, x: Any) -> Any:
-    """Give log p₁ − log p₀ of draws."""
+    """Compute log p₁ − log p₀ of draws."""
     other = family(1.0)
     if isinstance(other, Tilted):
         return other.reward(x) - other.log_z
@@ -133,7 +133,7 @@ FAMILIES: dict[str, Family] = {
     "ZeroInflatedProbs": lambda s: dist.ZeroInflatedProbs(dist.Poisson(2 + s), 0.3 + 0.3 * s),
 }
 
-# Continuous ones of special shapes, wrappers, one-member families, and what is refused.
+# Continuous families of special shapes, wrappers, one-member families, and those that are refused.
 FAMILIES |= {
     "Beta(.1, .1)": lambda s: Tilted(lambda x: 3 * x, float(np.log(hyp1f1(0.1, 0.2, 3)))) if s else dist.Beta(0.1, 0.1),
     "Dirichlet(.1, .1, .1)": lambda s: (
@@ -205,7 +205,7 @@ NO_FAMILY: dict[str, str] = {
 
 
 class Found(NamedTuple):
-    """What became of one family: `good`, `refused`, `left` too much, or `raw`, an error that is not the library's."""
+    """The outcome of one family: `good`, `refused`, `left` too much, or `raw`, an error that is not the library's."""
 
     name: str
     outcome: str
@@ -214,7 +214,7 @@ class Found(NamedTuple):
 
 
 def untold() -> list[str]:
-    """Name what NumPyro's own list has and neither `FAMILIES` nor `NO_FAMILY`."""
+    """List the names in NumPyro's own list that are neither in `FAMILIES` nor in `NO_FAMILY`."""
     return sorted(set(dist.__all__) - set(FAMILIES) - set(NO_FAMILY))
 
 
@@ -241,12 +241,12 @@ def try_family(name: str, num_steps: int = NUM_STEPS) -> Found:
 
 
 def is_partial(options: Sequence[str]) -> bool:
-    """Whether some families only were asked for."""
+    """Check whether only some families were requested."""
     return "--only" in options
 
 
 def run(options: Sequence[str] = ()) -> str:
-    """Try all families, or those that follow `--only`, and give a table; `--keep FILE` goes on from what it holds."""
+    """Try all families, or those after `--only`, and return a table; `--keep FILE` continues from that file."""
     kept = Path(options[1]) if options[:1] == ["--keep"] else None
     held = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept and kept.exists() else []
     told = {one.name: one for one in (Found(*values) for values in held)}

@@ -22,7 +22,7 @@ EPISODES, HORIZON, REPEATS, ROUNDS = 1024, 500, 5, 3
 
 
 def rule(seen: Array, time: Array) -> dist.Distribution:
-    """Push to the side that the pole falls to."""
+    """Push towards the side to which the pole falls."""
     pull = 30.0 * (seen[2] + 0.3 * seen[3] + 0.01 * seen[0] + 0.03 * seen[1])
     return dist.Categorical(logits=jnp.stack([-pull, pull]))
 

@@ -49,7 +49,7 @@ def run() -> str:
 
 
 def _design() -> Experience:
-    """Give the visits, whose outcomes are to be drawn."""
+    """Make the visits; their outcomes are drawn later."""
     state, action = (x.ravel() for x in np.indices((3, 2)))
     seen, chosen = jnp.asarray(np.tile(state, VISITS)), jnp.asarray(np.tile(action, VISITS))
     none = jnp.zeros(len(seen))
@@ -57,7 +57,7 @@ def _design() -> Experience:
 
 
 def _covered(infer: EnvironmentModel | object, design: Experience, problems: int) -> tuple[np.ndarray, float]:
-    """Tell for each problem and action whether the interval of Q*(0, start, a) holds the truth, and the mean width."""
+    """Check for each problem and action whether the interval of Q*(0, start, a) holds the truth; and the mean width."""
     blank = {"outcome": jnp.zeros(len(design.action), int), "reward": design.reward}
 
     def program(data: dict[str, Array], lived: Experience) -> None:

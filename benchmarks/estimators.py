@@ -41,7 +41,7 @@ type Gradient = Callable[[dict[str, Array], Array], dict[str, Array]]
 
 
 class Found(NamedTuple):
-    """What one estimator reached: median steps, or None, and the share that is left."""
+    """The result of one estimator: median steps, or None, and the share that is left."""
 
     steps: float | None
     left: float
@@ -80,20 +80,20 @@ def _fallen(**met: bool) -> str:
 
 
 def own(problem: Benchmark, objective: Objective) -> Gradient:
-    """Give the gradient that `fit` takes with this objective."""
+    """Make the gradient of `fit` with this objective."""
     setup = set_up(jax.random.key(0), problem.policy, problem.args, problem.beta, problem.guide, objective, 1)
     programs = setup.programs
     return jax.grad(lambda params, key: setup.objective.evaluate(key, params, programs, problem.beta)[0])
 
 
 def stock(problem: Benchmark, guide: Any, num_particles: int) -> Gradient:
-    """Give the gradient of NumPyro's `TraceGraph_ELBO`."""
+    """Make the gradient of NumPyro's `TraceGraph_ELBO`."""
     model, elbo = bayesrl.tilt(problem.policy, problem.beta), TraceGraph_ELBO(num_particles=num_particles)
     return jax.grad(lambda params, key: elbo.loss(key, params, model, guide, *problem.args))
 
 
 def reward_baseline(problem: Benchmark, num_particles: int) -> Gradient:
-    """Give the gradient with leave-one-out on the reward alone and the KL in closed form."""
+    """Make the gradient with leave-one-out on the reward alone and the KL in closed form."""
     rewards = problem.data["rewards"]
 
     def loss(params: dict[str, Array], key: Array) -> Array:
@@ -108,7 +108,7 @@ def reward_baseline(problem: Benchmark, num_particles: int) -> Gradient:
 
 
 class QuickCategorical(dist.CategoricalLogits):
-    """Categorical with a cheaper sampler: what it draws has the same distribution."""
+    """A Categorical with a cheaper sampler, whose draws have the same distribution."""
 
     def sample(self, key: Any = None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw by inversion."""
@@ -119,7 +119,7 @@ class QuickCategorical(dist.CategoricalLogits):
 
 
 def follow(problem: Benchmark, gradient: Gradient, num_steps: int, seeds: Sequence[int]) -> Found:
-    """Descend at every rate, seeds side by side, and look at the exact gap every few steps."""
+    """Descend at every rate and seed, and compute the exact gap every few steps."""
 
     def gap(params: dict[str, Array]) -> Array:
         return (problem.optimum - problem.exact(params)) / (problem.optimum - problem.start)
@@ -149,7 +149,7 @@ def follow(problem: Benchmark, gradient: Gradient, num_steps: int, seeds: Sequen
 
 
 def _crossing(gaps: np.ndarray) -> float:
-    """Give the step from which on the gap stays below the level, until twice as many or the end; else infinity."""
+    """Find the step after which the gap stays below the level, to twice that step or the end; else infinity."""
     below = gaps <= LEVEL
     for i in np.flatnonzero(below[: int(0.9 * len(below))]):
         if below[i : 2 * i + 2].all():

@@ -1,6 +1,6 @@
-"""The same fits as a good JAX user would write them by hand: same estimator, optimiser and averaging.
+"""The same fits, written by hand as a good JAX user would: same estimator, optimiser and averaging.
 
-They draw as JAX does (`PLAIN`), or by the cheaper ways that bayesrl has (`QUICK`).
+They draw with JAX's own functions (`PLAIN`), or in bayesrl's cheaper ways (`QUICK`).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
     Attributes:
         category: (key, logits [..., categories], shape) → categories [*shape].
-        subset: (key, size, num) → `num` of `size` indices, without replacement.
+        subset: (key, size, num) → `num` out of `size` indices, without replacement.
     """
 
     category: Callable[[Array, Array, tuple[int, ...]], Array]
@@ -60,7 +60,7 @@ def init(params: dict[str, Array], optimizer: optax.GradientTransformation) -> S
 
 
 def make_chunk(loss_fn: Loss, optimizer: optax.GradientTransformation) -> Callable[[Array, State, Array], State]:
-    """Give a jitted function that takes any number of steps."""
+    """Make a jitted function that takes any number of steps."""
 
     def step(key: Array, state: State) -> State:
         loss, gradient = jax.value_and_grad(loss_fn)(state.params, jax.random.fold_in(key, state.step))
@@ -127,7 +127,7 @@ def chain_loss(problem: Benchmark, num_particles: int, draw: Draw = PLAIN) -> Lo
 
 
 def _regression_advantage(costs: Array) -> Array:
-    """Give cost-to-go minus its leave-one-out regression on the past cost, [time, particles]."""
+    """Subtract from the cost-to-go its leave-one-out regression on the past cost, [time, particles]."""
     num = costs.shape[1]
     centred = costs - costs.mean(1, keepdims=True)
     to_go = jnp.cumsum(centred[::-1], 0)[::-1]

@@ -19,7 +19,7 @@ LEFT_OUT = ("arviz", "matplotlib", "sklearn")
 
 
 def run() -> str:
-    """Import in fresh interpreters, and look at what came along."""
+    """Import in fresh interpreters, and check what else was imported."""
     _seconds(STOCK), _seconds(OWN)  # fill the disk's cache
     pairs = [(_seconds(OWN), _seconds(STOCK)) for _ in range(REPEATS)]
     own, stock = ([pair[i] for pair in pairs] for i in (0, 1))
@@ -45,5 +45,5 @@ def _seconds(code: str) -> float:
 
 
 def _loaded() -> list[str]:
-    """Name what should have been left out and was not."""
+    """Name modules that should not have been imported."""
     return _python(f"import sys; {OWN}; print(*[m for m in {LEFT_OUT!r} if m in sys.modules])").split()

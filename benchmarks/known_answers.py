@@ -21,7 +21,7 @@ ROUNDING = 2e-5
 
 
 class Answer(NamedTuple):
-    """One number: what it is, the truth, what was found and its standard error."""
+    """One number: its name, the truth, the estimate and its standard error."""
 
     what: str
     truth: float
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
     @property
     def z(self) -> float:
-        """Distance from the truth, in standard errors; single precision counts as one where it is larger."""
+        """Distance from the truth in standard errors, none of them below single precision."""
         return abs(self.found - self.truth) / math.hypot(self.se, ROUNDING)
 
 
@@ -78,7 +78,7 @@ def _sequences() -> list[Answer]:
     assert exact.log_evidence is not None
     drawn = bayesrl.rejection(jax.random.key(0), sequence, beta=1.0, num_samples=20_000)
     kept = np.asarray(drawn.resample(jax.random.key(1), 20_000)["x"])
-    error = math.sqrt(0.4 * 0.6 / 20_000) * math.sqrt(2)  # drawn again from draws
+    error = math.sqrt(0.4 * 0.6 / 20_000) * math.sqrt(2)  # twice the variance: these are draws from draws
     return [
         Answer("sequences: log Z, enumeration", math.log(10 / 6), float(exact.log_evidence.mean), 0.0),
         Answer("sequences: p*(“00”), enumeration", 0.4, float(np.exp(exact.log_weights[1])), 0.0),
@@ -90,7 +90,7 @@ def _sequences() -> list[Answer]:
 
 
 def _bigrams() -> list[Answer]:
-    """32 characters of English, one reward for each vowel, β = 1."""
+    """32 characters of English, a reward of 1 for each vowel, β = 1."""
     problem = bayesrl.load_problem("bigram_text")
     assert problem.optimum is not None
     truth = problem.optimum(1.0)

@@ -59,7 +59,7 @@ def _models() -> dict[str, CausalLM]:
 
 
 def _fitted(folder: Path, model: CausalLM) -> tuple[np.ndarray, np.ndarray]:
-    """Fit and save a model; give its logits before and after, [texts, tokens, vocabulary]."""
+    """Fit and save a model; return its logits before and after, [texts, tokens, vocabulary]."""
     policy = lm.policy(
         model,
         np.full((1, 2), 3, np.int32),

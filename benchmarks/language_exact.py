@@ -27,20 +27,20 @@ BETAS = np.array([1.0, 0.3, 0.1])
 SEEDS = 5
 RATE = 1e-3
 ROUNDING = 1e-3
-"""What another order of sums may add to a reward."""
+"""Largest change of a reward by another order of sums."""
 
 OBJECTIVES = {
     "reverse KL": bayesrl.objectives.ReverseKL(num_particles=256),
     "forward KL": bayesrl.objectives.ForwardKL(num_particles=256),
 }
 SETTINGS = {"reverse KL": (1500, 1.0), "forward KL": (1000, None)}
-"""Steps, and the temperature to start at."""
+"""Number of steps, and the starting temperature."""
 
 ALLOWED = {"reverse KL": 0.01, "forward KL": 0.02}
 
 
 def run() -> str:
-    """Fit every problem by both objectives, and hold the engines against the exact evidence."""
+    """Fit every problem by both objectives, and compare the engines with the exact evidence."""
     shares: dict[tuple[str, int, float], list[float]] = {}
     covered: dict[str, list[bool]] = {"importance": [], "rejection": []}
     for shape in SHAPES:
@@ -57,7 +57,7 @@ def run() -> str:
 
 
 def random_problem(seed: int, vocabulary: int, length: int) -> tuple[PromptedPolicy, float]:
-    """Make a random transformer that writes, and another that judges; and the best that it says of any sentence."""
+    """Make a random transformer that writes and another that judges; also return its best reward of any sentence."""
     writer_key, judge_key, head_key = jax.random.split(jax.random.key(seed), 3)
     shape = {"vocab_size": vocabulary, "max_length": length + 1, "depth": 2, "heads": 4, "initializer_range": 0.2}
     writer = lm.GPT2.init(writer_key, lm.GPT2Config(width=64, **shape))
@@ -94,7 +94,7 @@ def _shares(
 
 
 def _cover(seed: int, policy: PromptedPolicy, bound: float, exact: np.ndarray, covered: dict[str, list[bool]]) -> None:
-    """Note whether 95% intervals hold the exact evidence."""
+    """Record whether 95% intervals hold the exact evidence."""
     key = jax.random.key(200 + seed)
     found = bayesrl.importance(key, policy, beta=BETAS, num_samples=20_000)
     apart = np.abs(np.ravel(found.log_evidence.mean) - exact) / np.ravel(found.log_evidence.se)
@@ -109,7 +109,7 @@ def _cover(seed: int, policy: PromptedPolicy, bound: float, exact: np.ndarray, c
 
 
 def vowel_evidence() -> str:
-    """Say what rejection can and cannot tell of the vowel task."""
+    """Say what rejection can and cannot tell about the vowel task."""
     policy = policy_of(lm.GPT2.init(jax.random.key(0), CONFIG))
     try:
         accepted = bayesrl.rejection(jax.random.key(1), policy, beta=BETA, reward_bound=4.0)

@@ -21,7 +21,7 @@ VOWELS = np.array([index < 95 and chr(32 + index) in "aeiou" for index in range(
 
 
 def vowels(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Count the vowels, over four."""
+    """Count the vowels, divided by four."""
     return (jnp.asarray(VOWELS)[tokens] & mask).sum() / 4
 
 
@@ -32,6 +32,6 @@ def policy_of(model: CausalLM) -> PromptedPolicy:
 
 
 def objective_of(key: jax.Array, posterior: Any, num_samples: int = 4096) -> tuple[float, float]:
-    """Give J of a fit by fresh samples, with its standard error."""
+    """Estimate J of a fit from fresh samples, with its standard error."""
     told = posterior.estimate(key, num_samples).objective
     return float(np.ravel(told.mean)[0]), float(np.ravel(told.se)[0])

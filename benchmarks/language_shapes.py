@@ -23,7 +23,7 @@ RANK = 8
 
 
 class Shape(NamedTuple):
-    """A model, how many sequences are written side by side, and how long prompts and texts are."""
+    """A model, its number of sequences side by side, and the lengths of prompts and texts."""
 
     name: str
     model: Callable[[], CausalLM]
@@ -82,7 +82,7 @@ def _row(shape: Shape, peak: float) -> list[str]:
 
 
 def _update(model: CausalLM, prompt: jax.Array, tokens: jax.Array, written: int) -> Callable[[], Any]:
-    """Give a call that takes the gradient of the log-probability of what was written, by LoRA's parameters."""
+    """Make a call that takes the gradient of the log-probability of written tokens in LoRA's parameters."""
     adapted = lm.LoRA(RANK)
 
     def declare() -> CausalLM:
@@ -106,7 +106,7 @@ def _update(model: CausalLM, prompt: jax.Array, tokens: jax.Array, written: int)
 
 
 def _measured_peak() -> float:
-    """Time a large product in bfloat16, as the best that this machine does; flop/s."""
+    """Time a large product in bfloat16, to stand for the best that this machine can do; flop/s."""
     x = jnp.ones((1024, 1024), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
     return 2 * 1024**3 / _median(lambda: product(x))

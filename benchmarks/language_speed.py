@@ -68,7 +68,7 @@ def _peer(start: Path, rate: float, steps: int) -> dict[str, Any]:
 
 
 def _fit(model: CausalLM, rate: float) -> dict[str, Any]:
-    """Fit, and note when each chunk of steps was done."""
+    """Fit, and record the time of each chunk of steps."""
     jax.clear_caches()
     rows: list[tuple[float, int]] = []
     began = time.perf_counter()
@@ -174,7 +174,7 @@ def _generation(model: Any) -> float:
 
 
 def _arithmetic() -> float:
-    """Time the matrix products of a step: generation row by row of tokens, then two forward passes and a backward."""
+    """Time the matrix products of a step: generation token by token, then two forward passes and a backward one."""
     width = CONFIG.width
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * CONFIG.depth
     shapes.append((width, CONFIG.vocab_size))
@@ -194,7 +194,7 @@ def _product(rows: int, wide: int, out: int, times: int = 100) -> float:
 
 
 def _lora_share() -> float:
-    """Give the bytes of gradient and Adam's moments of LoRA, as a share of those of a GPT-2 of 124M parameters."""
+    """Compare the bytes of LoRA's gradient and Adam's moments with those of a GPT-2 of 124M parameters, as a share."""
     config = lm.GPT2Config(vocab_size=50257, max_length=1024, width=768, depth=12, heads=12)
 
     def declared() -> dict[str, Any]:

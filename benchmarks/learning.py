@@ -20,7 +20,7 @@ SEEDS = 5
 
 
 def run() -> str:
-    """Learn by each way on both, and compare."""
+    """Learn both problems in each way, and compare."""
     rows: list[list[str]] = []
     best: dict[str, tuple[float, str]] = {}
     for name, episodes, beta in (("river_swim", 300, 0.1), ("frozen_lake", 500, 0.01)):

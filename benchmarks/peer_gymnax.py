@@ -1,4 +1,4 @@
-"""gymnax's CartPole under a policy that holds the pole: seconds of some repeats, compiled."""
+"""gymnax's CartPole under a policy that holds the pole: the seconds of some repeats, compiled."""
 
 import json
 import sys

@@ -15,7 +15,7 @@ MARK, EPISODES, EVERY = 475.0, 100, 5_000
 
 
 class UntilMark(BaseCallback):
-    """Stops at the mark; what evaluation takes does not count."""
+    """Stops at the mark; the time of evaluation does not count."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's SAC on Pendulum-v1 with the settings of rl-zoo, timed, and its return of 100 episodes."""
+"""Stable-Baselines3's SAC on Pendulum-v1 with the settings of rl-zoo: its time, and its return over 100 episodes."""
 
 import json
 import sys

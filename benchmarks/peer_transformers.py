@@ -1,4 +1,4 @@
-"""What transformers makes of folders that bayesrl saved; the last line of the output is the answer, as JSON."""
+"""Load folders that bayesrl saved in transformers; the last line of the output is the answer, as JSON."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import transformers
 
 
 def main(root: Path) -> None:
-    """Load every folder, and write what it makes of tokens.npy to theirs.npy."""
+    """Load every folder, and write its logits of tokens.npy to theirs.npy."""
     kinds = {}
     for path in sorted(root.glob("*/config.json")):
         folder = path.parent

@@ -58,7 +58,7 @@ def load(folder: Path) -> GPT2LMHeadModel:
 
 
 def without_end(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Take the end token from a model, for TRL ends completions at any that the model declares."""
+    """Remove the end token of a model, because TRL ends completions at any end token that the model declares."""
     model.config.eos_token_id = model.generation_config.eos_token_id = NEVER
     return model
 
@@ -84,25 +84,25 @@ def sample(model: GPT2LMHeadModel, count: int) -> torch.Tensor:
 
 
 def log_probabilities(model: GPT2LMHeadModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the log-probability of each completion."""
+    """Compute the log-probability of each completion."""
     seen = tokens[:, :-1]
     logits = model(seen, attention_mask=torch.ones_like(seen)).logits
     return torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None]).sum((1, 2))
 
 
 def count_vowels(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """Reward completions; TRL hands over their tokens."""
+    """Reward completions, given as tokens by TRL."""
     return [sum(token in VOWELS for token in tokens) / SCALE for tokens in completion_ids]
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
-    """Give the mean of independent values and its standard error."""
+    """Compute the mean of independent values and its standard error."""
     return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
 @torch.no_grad()
 def evaluate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, count: int, seed: int) -> dict[str, float]:
-    """Estimate J, E[R] and the KL from fresh samples, and leave the generator of the caller alone."""
+    """Estimate J, E[R] and the KL from fresh samples, and leave the caller's random generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + EVALUATION_SEED)
         tokens = sample(model, count)
@@ -115,7 +115,7 @@ def evaluate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, count: int, see
 
 
 class Watch(TrainerCallback):
-    """Times the steps and evaluates at the marks; what evaluation takes does not count."""
+    """Times the steps and evaluates at the marks; the time of evaluation does not count."""
 
     def __init__(self, folder: Path, marks: tuple[int, ...], seed: int) -> None:
         self.reference, self.plain = load(folder), load(folder)
@@ -130,7 +130,7 @@ class Watch(TrainerCallback):
         self.last, self.used = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Note the time since the last step, and evaluate where a mark is reached."""
+        """Record the time since the last step, and evaluate at a mark."""
         before = time.perf_counter()
         self.steps.append(before - self.last)
         self.work.append(time.process_time() - self.used)
@@ -143,7 +143,7 @@ class Watch(TrainerCallback):
 
 
 def make_tokenizer() -> Any:
-    """Make a tokenizer that knows the prompt and can spell completions; its end token is never written."""
+    """Make a tokenizer that knows the prompt and can spell completions; the model never writes its end token."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -155,7 +155,7 @@ def make_tokenizer() -> Any:
 
 
 def make_trainer(options: argparse.Namespace, output: str, watch: Watch) -> Any:
-    """Make a trainer of TRL that does nothing but train."""
+    """Make a TRL trainer that only trains."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -201,7 +201,7 @@ def make_trainer(options: argparse.Namespace, output: str, watch: Watch) -> Any:
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Train with TRL, time it and evaluate what came out."""
+    """Train with TRL, time it, and evaluate the result."""
     watch = Watch(options.model, MARKS, options.seed)
     with tempfile.TemporaryDirectory() as output:
         began = time.perf_counter()
@@ -279,14 +279,14 @@ def read_options() -> argparse.Namespace:
 
 
 def versions() -> dict[str, str]:
-    """Name what was measured."""
+    """Name the measured versions."""
     python = ".".join(map(str, sys.version_info[:3]))
     packages = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
     return {"python": python, **{name: version(name) for name in packages}}
 
 
 def main() -> None:
-    """Do what the arguments ask."""
+    """Run the command."""
     options = read_options()
     if options.make:
         make_checkpoint(options.make, options.seed)

@@ -1,4 +1,4 @@
-"""Other libraries in environments of their own, so that their dependencies never meet ours."""
+"""Other libraries, each in its own environment, so that their dependencies never meet ours."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(os.environ.get("BAYESRL_PEERS", Path(__file__).parent / ".peers"))
-"""Where the environments are kept; `BAYESRL_PEERS` may name another place."""
+"""Folder of the environments; `BAYESRL_PEERS` may name another."""
 
 SB3 = ("sb3", ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium>=1.1,<2"))
 TRL = (
@@ -20,12 +20,12 @@ GYMNAX = ("gymnax", ("gymnax==1.0.1", "six"))
 
 
 def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
-    """Give the interpreter of a peer's environment, which is made first where it is missing."""
+    """Return the interpreter of a peer's environment; make the environment if it is missing."""
     name, packages = peer
     python = FOLDER / name / "bin" / "python"
     if not python.exists():
         print(f"making an environment for {name}: {', '.join(packages)}", file=sys.stderr, flush=True)
-        # Torch for Python 3.12 brings gigabytes of CUDA along, where a wheel for 3.11 and the CPU is to be had.
+        # Torch for Python 3.12 would bring gigabytes of CUDA; for 3.11 there is a wheel for the CPU.
         base = (shutil.which("python3.11") if name == "lm" else None) or sys.executable
         subprocess.run([base, "-m", "venv", str(FOLDER / name)], check=True)  # noqa: S603
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)  # noqa: S603

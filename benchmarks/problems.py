@@ -1,4 +1,4 @@
-"""The problems that the benchmarks share, each with its exact objective and optimum."""
+"""Problems shared by the benchmarks, each with its exact objective and optimum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ NUM_LABELLED = 100
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A policy with a hand-written guide and everything known of it.
+    """A policy with a hand-written guide and everything known about it.
 
     Attributes:
-        name: what the tables call it.
+        name: its name in the tables.
         policy: the program.
         guide: the program with the parameters; it starts at the prior.
         args: arguments of both.
@@ -47,7 +47,7 @@ class Benchmark:
     data: dict[str, Array]
 
     def gap(self, params: dict[str, Any]) -> float:
-        """(J* − J) / (J* − J(π₀)) of the guide with these parameters."""
+        """Compute (J* − J) / (J* − J(π₀)) of the guide with these parameters."""
         return (self.optimum - float(self.exact(params))) / (self.optimum - self.start)
 
 
@@ -81,7 +81,7 @@ def chain(
 ) -> Benchmark:
     """Make a Markov chain with rewards from N(0, 1); one logit per step, state and action.
 
-    Transitions are drawn from rows of a Dirichlet(0.3), or lead to the likeliest state of each row.
+    Rows of transition probabilities are Dirichlet(0.3); states are drawn from them, or move to the likeliest one.
     """
     random = np.random.default_rng(seed)
     reward = random.normal(size=(states, actions))
@@ -137,10 +137,10 @@ def chain(
 
 
 def digits(beta: float = 0.1, hidden: int = 128, batch: int = 256, seed: int = 0) -> Benchmark:
-    """Make scikit-learn's 1,797 digits a contextual bandit: reward 1 for the right digit.
+    """Make a contextual bandit from scikit-learn's 1,797 digits: reward 1 for the right digit.
 
-    The prior is a logistic policy trained on 100 labelled digits, which are left out; the guide adds
-    a network of one hidden layer to its logits, which starts at zero.
+    The prior is a logistic policy trained on 100 labelled digits, which are left out. The guide adds
+    a network of one hidden layer, which starts at zero, to its logits.
     """
     images, labels, log_prior = _digits(seed)
     size = len(images)
@@ -176,13 +176,13 @@ def digits(beta: float = 0.1, hidden: int = 128, batch: int = 256, seed: int = 0
 
 
 def network(params: dict[str, Array], images: Array) -> Array:
-    """Give what one hidden layer adds to the prior's logits, [..., 10]."""
+    """Compute the network's correction of the prior's logits, [..., 10]."""
     hidden = jax.nn.relu(images @ params["weight"] + params["bias"])
     return hidden @ params["out_weight"] + params["out_bias"]
 
 
 def _digits(seed: int) -> tuple[Array, Array, Array]:
-    """Give images [N, 64], labels [N] and the normalised logits of the prior policy [N, 10]."""
+    """Return images [N, 64], labels [N] and the normalised logits of the prior policy [N, 10]."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""Fits that can be cut anywhere, by bayesrl and by stock NumPyro, for the race to a given gap."""
+"""Fits that can stop at any step, by bayesrl and by stock NumPyro, for the race to a given gap."""
 
 import copy
 import time
@@ -29,8 +29,8 @@ class Racer(NamedTuple):
     Attributes:
         start: (seed) → the state before the first step.
         advance: (seed, learning rate, state, number of steps) → state; compiled once.
-        params: (state) → the parameters that the fit would give if it ended here.
-        clock: (seed, learning rate) → (number of steps) → seconds of a run of so many, compiled.
+        params: (state) → the parameters that the fit would return if it ended here.
+        clock: (seed, learning rate) → (number of steps) → seconds of a run of that length, compiled.
     """
 
     start: Callable[[int], Any]
@@ -40,7 +40,7 @@ class Racer(NamedTuple):
 
 
 def stock(problem: Benchmark, num_particles: int) -> Racer:
-    """Give NumPyro's SVI with `TraceGraph_ELBO`, all its steps inside one jit."""
+    """Race NumPyro's SVI with `TraceGraph_ELBO`, with all its steps inside one jit."""
     model, elbo = bayesrl.tilt(problem.policy, problem.beta), TraceGraph_ELBO(num_particles=num_particles)
 
     ready = SVI(model, problem.guide, optax.adam(0.0), elbo)
@@ -70,7 +70,7 @@ def stock(problem: Benchmark, num_particles: int) -> Racer:
 
 
 def own(problem: Benchmark, objective: Objective) -> Racer:
-    """Give `bayesrl.fit` with Adam; the clock runs its own loop, with its chunks, history and checks."""
+    """Race `bayesrl.fit` with Adam; the clock runs its own loop, with its chunks, history and checks."""
 
     def prepared(seed: int) -> Any:
         key = jax.random.key(seed)
@@ -104,7 +104,7 @@ def own(problem: Benchmark, objective: Objective) -> Racer:
 
 
 def _loop_seconds(run: TrainingLoop, chunk: Any) -> float:
-    """Time the loop of a fit from its first step to its last, state and history included."""
+    """Time the loop of a fit from its first step to its last, including state and history."""
     begun: list[float] = []
 
     def watched(*args: Any) -> Any:
@@ -117,7 +117,7 @@ def _loop_seconds(run: TrainingLoop, chunk: Any) -> float:
 
 
 class Crossing(NamedTuple):
-    """Where a run reached the gap for good: after how many steps, and about how many seconds."""
+    """The number of steps, and about how many seconds, after which a run stays below the gap."""
 
     steps: int
     seconds: float
@@ -126,18 +126,18 @@ class Crossing(NamedTuple):
 def first_crossing(
     racer: Racer, problem: Benchmark, seed: int, rate: float, level: float, cap: float
 ) -> Crossing | None:
-    """Find the first sustained crossing: from it on to twice its steps the gap stays below the level.
+    """Find the first sustained crossing: the gap stays below the level from there to twice the number of steps.
 
     Args:
         racer: how to fit.
-        problem: what.
-        seed: of the fit.
-        rate: learning rate of Adam.
+        problem: what to fit.
+        seed: seed of the fit.
+        rate: Adam's learning rate.
         level: share of J* − J(π₀).
-        cap: seconds of stepping after which a run that has not reached the level is given up.
+        cap: seconds of stepping after which a run that has not reached the level gives up.
 
     Returns:
-        The crossing, or None. The gap is exact, and looked at every 5 steps, later every 5% of the steps.
+        The crossing, or None. The gap is exact; it is computed every 5 steps, later every 5% of the steps.
     """
     gap = jax.jit(lambda params: (problem.optimum - problem.exact(params)) / (problem.optimum - problem.start))
     racer.advance(seed, rate, racer.start(seed), 0)

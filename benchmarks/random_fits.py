@@ -1,8 +1,8 @@
-"""Fits of random programs, thousands of them: each shape is set up and compiled once."""
+"""Thousands of fits of random programs: each shape is set up and compiled once."""
 
 import os
 
-# Many small programs, each run briefly: what is measured here is right or wrong, not fast or slow.
+# Many small programs run briefly, and only their results count, not their speed: XLA may optimise less.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ STEPS = 400
 
 
 class Fitted(NamedTuple):
-    """A fit of one random program, and what is true of it."""
+    """A fit of one random program, and the truth about it."""
 
     posterior: bayesrl.Posterior
     truth: Truth
@@ -38,9 +38,9 @@ class Fitter:
     """Fits programs of one shape.
 
     Args:
-        key: consumed whole.
-        shape: of the programs.
-        guide: of the fits; by default the automatic one.
+        key: random key; do not use it again.
+        shape: shape of the programs.
+        guide: guide of the fits; by default, the automatic one.
     """
 
     def __init__(self, key: Array, shape: Shape, rng: np.random.Generator, guide: Any = None) -> None:
@@ -53,7 +53,7 @@ class Fitter:
         self.sites = all_assignments(shape)
 
     def start(self) -> FitState:
-        """Give the state before the first step."""
+        """Return the state before the first step."""
         return self.first.train
 
     def steps(self, key: Array, state: FitState, beta: float, numbers: Any, num_steps: int) -> FitState:
@@ -63,7 +63,7 @@ class Fitter:
         return self.chunk(keys, lanes, jnp.asarray(num_steps))[0]
 
     def posterior(self, state: FitState, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
-        """Make a posterior of a state, and enumerate what is true of it."""
+        """Make a posterior from a state, and enumerate the truth about it."""
         programs = replace(self.setup.programs, args=numbers)
         setup = replace(self.setup, programs=programs, betas=jnp.asarray([beta]))
         steps = int(state.step)
@@ -80,7 +80,7 @@ class Fitter:
         return Fitted(made, known, beta, known.missed_mass)
 
     def fits(self, rng: np.random.Generator, count: int) -> Iterator[Fitted]:
-        """Fit programs with other numbers, each at a β from .05 to 5 and stopped somewhere between 3 and 400 steps."""
+        """Fit programs with random numbers, each at a β from .05 to 5 and for 3 to 400 steps."""
         for i in range(count):
             numbers = self.shape.numbers(rng)
             beta = float(np.exp(rng.uniform(np.log(0.05), np.log(5))))

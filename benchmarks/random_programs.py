@@ -1,7 +1,7 @@
-"""Random finite programs with everything known of them: the truth that certainty is measured against.
+"""Random finite programs with everything known about them, as the truth to measure certainty against.
 
-A shape (which sites, what they read, which are nature's) is compiled once; the numbers in its tables
-are arguments, so that thousands of programs cost what their shapes cost.
+A shape (which sites, what they read, which are nature's) is compiled once. The numbers in its tables
+are arguments, so thousands of programs cost as much compilation as their few shapes.
 """
 
 import itertools
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def has_nature(self) -> bool:
-        """Whether some site is nature's."""
+        """Whether any site is nature's."""
         return any(site.kind != "action" for site in self.sites)
 
     def numbers(self, rng: np.random.Generator) -> tuple[dict[str, Array], Array]:
@@ -107,7 +107,7 @@ def _draw_all(sites: list[SiteShape], logits: dict[str, Array], rewards: Array, 
 
 
 class Truth(NamedTuple):
-    """What is true of a program and a guide, averaged over contexts; nats and reward units."""
+    """The truth about a program and a guide, averaged over contexts; nats and reward units."""
 
     optimum: float
     objective: float
@@ -121,7 +121,7 @@ class Truth(NamedTuple):
 
 
 def all_assignments(shape: Shape) -> dict[str, Array]:
-    """Give every assignment, {site: [assignments, *plate]}, all contexts alike."""
+    """List every assignment, {site: [assignments, *plate]}, the same in all contexts."""
     grid = np.asarray(list(itertools.product(*(range(size) for size in shape.sizes))))
     lead = (shape.contexts,) if shape.contexts else ()
     return {
@@ -134,9 +134,9 @@ def truth(shape: Shape, numbers: tuple[dict[str, Array], Array], log_q: np.ndarr
     """Sum over all assignments in double precision.
 
     Args:
-        shape: of the program.
+        shape: shape of the program.
         numbers: its logits and rewards.
-        log_q: of the action sites, [assignments, contexts], nats.
+        log_q: log-probability of the action sites under the guide, [assignments, contexts], nats.
         beta: temperature, reward units per nat.
     """
     logits, rewards = numbers
@@ -160,7 +160,7 @@ def _one_context(
         else:
             log_nature = log_nature + score
     reward = np.asarray(rewards, float)[c].reshape(-1)
-    log_q = log_q - logsumexp(log_q + log_nature)  # single precision adds up to 1 only nearly
+    log_q = log_q - logsumexp(log_q + log_nature)  # in single precision, probabilities sum to 1 only approximately
     q, prior = np.exp(log_q + log_nature), np.exp(log_prior + log_nature)
     mean_reward, kl = float(q @ reward), float(q @ (log_q - log_prior))
     objective = mean_reward - beta * kl
@@ -174,9 +174,9 @@ def _one_context(
 
 
 def _control_optimum(shape: Shape, conditionals: list[np.ndarray], reward: np.ndarray, beta: float) -> float:
-    """Go through the sites from last to first: soft maxima at actions, expectations at nature's draws.
+    """Go through the sites from last to first: soft maxima at actions, expectations over nature's draws.
 
-    `mass` is nature's probability of what was drawn, `value` that times the value: hidden draws are
+    `mass` is nature's probability of its draws, `value` the same times the value. Hidden draws are
     summed out first, since no action reads them.
     """
     mass = np.ones(shape.sizes)
@@ -190,7 +190,7 @@ def _control_optimum(shape: Shape, conditionals: list[np.ndarray], reward: np.nd
         if shape.sites[i].kind == "seen":
             mass, value = mass.sum(i, keepdims=True), value.sum(i, keepdims=True)
         elif shape.sites[i].kind == "action":
-            # The prior reads nothing hidden: any one of the hidden values gives it.
+            # The prior reads nothing hidden, so it is the same at any hidden value.
             seen = tuple(slice(0, 1) if j in hidden else slice(None) for j in range(len(shape.sites)))
             log_prior = conditionals[i][seen].max(tuple(range(i + 1, len(shape.sites))), keepdims=True)
             best = beta * logsumexp(log_prior + value / mass / beta, axis=i, keepdims=True)
@@ -200,6 +200,6 @@ def _control_optimum(shape: Shape, conditionals: list[np.ndarray], reward: np.nd
 
 
 def log_q_of(posterior: bayesrl.Posterior, sites: dict[str, Array]) -> np.ndarray:
-    """Score every assignment under the one fit held, [assignments, contexts]."""
+    """Score every assignment under a single fit, [assignments, contexts]."""
     scores = np.asarray(posterior.log_prob(sites), float)
     return scores.reshape(len(next(iter(sites.values()))), -1)

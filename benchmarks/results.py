@@ -1,4 +1,4 @@
-"""RESULTS.md: one section per benchmark, each rewritten by its own command alone."""
+"""RESULTS.md: one section per benchmark; only its own command rewrites it."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ def write_section(name: str, title: str, text: str, order: Sequence[str]) -> Non
     parts = [f"<!-- {key} -->\n{sections[key]}<!-- end of {key} -->\n" for key in order if key in sections]
     beside = RESULTS.with_suffix(".new")
     beside.write_text("\n".join([HEAD, *parts]), encoding="utf-8", errors="backslashreplace")
-    beside.replace(RESULTS)  # a section that cannot be written leaves the others as they were
+    beside.replace(RESULTS)  # atomic: a failed write leaves the other sections as they were
 
 
 def _sections(text: str) -> dict[str, str]:
@@ -33,14 +33,14 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def environment() -> str:
-    """Say what it ran on, without a date."""
+    """Describe the machine and versions, without a date."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = ", ".join(f"{package} {version(package)}" for package in ("jax", "numpyro", "optax"))
     return f"{cores} cores, {jax.default_backend().upper()}; Python {platform.python_version()}, {packages}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lay out a Markdown table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

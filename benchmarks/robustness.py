@@ -22,12 +22,12 @@ KEPT = Path(__file__).with_suffix(".json")
 
 
 def is_partial(options: Sequence[str]) -> bool:
-    """Tell whether RESULTS.md keeps what it has: never, since what is not measured is told as it was."""
+    """Return False: parts that are not measured keep their earlier results, so RESULTS.md is always rewritten."""
     return False
 
 
 def run(options: Sequence[str] = ()) -> str:
-    """Measure the parts that are asked for, and tell all."""
+    """Measure the requested parts, and report all."""
     asked = _parse(options)
     kept: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     for name in [] if asked.tell else asked.part or PARTS:

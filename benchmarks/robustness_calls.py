@@ -27,7 +27,7 @@ MODULES = (
     "bayesrl.objectives",
     "bayesrl.report",
 )
-"""Whose `__all__` is walked."""
+"""Packages whose `__all__` is walked."""
 
 type Call = Callable[[Things], dict[str, Any]]
 
@@ -207,23 +207,23 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "BernoulliArms.sample_instances": (lambda t: t.arms, lambda t: {"key": t.key, "num_runs": 2}),
     "BernoulliArms.init": (lambda t: t.arms, lambda t: {"num_runs": 2}),
 }  # fmt: skip
-"""Of objects that users hold."""
+"""Methods of objects that users hold."""
 
 RECORDS = (
     "Estimate", "Info", "Interval",
     "Samples", "Section", "Transition",
     "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
 )  # fmt: skip
-"""Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
+"""Trees of arrays: JAX rebuilds them from whatever it maps over them, so their constructors take anything."""
 GIVEN = (
     "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult",
     "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
-"""Which only the library makes."""
+"""Classes that only the library instantiates."""
 ABSTRACT = (
     "Environment", "AutoGuide", "Objective", "Reward",
 )  # fmt: skip
-"""To be inherited from, which take no arguments of their own."""
+"""Base classes, which take no arguments of their own."""
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -239,12 +239,12 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def names() -> list[str]:
-    """Name what is called: public names that take arguments, and methods."""
+    """List the names to call: public names that take arguments, and methods."""
     return [*CALLS, *METHODS]
 
 
 def targets(things: Things, chosen: Sequence[str]) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
-    """Give what is called: its name, the callable, and valid arguments by name."""
+    """Yield each call: its name, the callable, and valid arguments by name."""
     found = dict(public())
     for name in chosen:
         if name in CALLS:
@@ -256,7 +256,7 @@ def targets(things: Things, chosen: Sequence[str]) -> Iterator[tuple[str, Callab
 
 
 INSIDE = ("bayesrl.environment", "bayesrl.reward")
-"""What programs call."""
+"""Statements that only programs call."""
 
 
 def _inside(statement: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,13 +269,13 @@ def _inside(statement: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def parameters(called: Callable[..., Any]) -> list[str]:
-    """Name the parameters in the place of which values are put."""
+    """List the parameters whose arguments are replaced."""
     found = inspect.signature(called).parameters.values()
     return [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name[0] != "_"]
 
 
 def defaults() -> dict[str, str]:
-    """Give the defaults of all parameters, as Python writes them: {name.parameter: default}."""
+    """Collect the defaults of all parameters, as Python writes them: {name.parameter: default}."""
     known = dict(public())
     classes = {name.rpartition(".")[2]: found for name, found in known.items()}
     called = {name: known[name] for name in CALLS}

@@ -1,4 +1,4 @@
-"""What is done to the files of a run folder: they are damaged, or somebody else lays others in their place."""
+"""Damage the files of a run folder, or put somebody else's files in their place."""
 
 import io
 import json
@@ -13,10 +13,10 @@ import numpy as np
 
 
 def damage(rng: random.Random, content: bytes, kind: str, others: list[bytes]) -> bytes | None:  # noqa: PLR0912
-    """Damage the content of a file; None takes it away."""
+    """Damage the content of a file; None means that the file is removed."""
     data, size = bytearray(content), len(content)
     at, length = rng.randrange(size), rng.choice((1, 4, 16, 64, 512))
-    # Half of the damage falls near the beginning, where headers are.
+    # Half of the damage hits the beginning, where headers are.
     at = at if rng.random() < 0.5 else min(at, rng.randrange(min(size, 400)))
     other = rng.randrange(size)
     match kind:
@@ -67,7 +67,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def _other_value(rng: random.Random, told: Any) -> Any:
-    """Give the same with one value exchanged, taken away or added, somewhere inside."""
+    """Copy a value with one part exchanged, removed or added, somewhere inside."""
     if isinstance(told, dict) and told and rng.random() < 0.9:
         name = rng.choice(list(told))
         if name == "digest":
@@ -134,7 +134,7 @@ def _laid_draws(rng: random.Random, path: Path, problem: str) -> None:
 
 
 def lay(rng: random.Random, path: Path, kind: str, outside: Path, problem: str) -> None:
-    """Lay something in the place of a file; what it leads to lies outside of the folder."""
+    """Replace a file by something else; links lead outside the folder."""
     if kind == "other values":
         if path.suffix == ".json":
             _laid_json(rng, path, problem)

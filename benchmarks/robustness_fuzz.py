@@ -31,17 +31,17 @@ from typing import Any
 from benchmarks.results import table, target
 
 LIMIT = 60
-"""Seconds for one call; what is valid may take ten times as long, since it compiles."""
+"""Seconds for one call; a valid call may take ten times as long, since it compiles."""
 _GRACE = 600
-"""Seconds after which a process that does not even answer a signal is ended."""
+"""Seconds after which a process is ended that does not even answer a signal."""
 _MEMORY = 12 * 2**30
-"""Bytes that a process may map: what would not fit is an error, and no trouble to the machine."""
+"""Bytes that a process may map, so that a call that needs more fails without harm to the machine."""
 
 OUTCOMES = ("ours", "passed", "raw", "silent", "nan", "hung", "died")
 
 
 def values(things: Any) -> dict[str, Any]:
-    """Give the values by name."""
+    """Make the values, by name."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -66,11 +66,11 @@ def values(things: Any) -> dict[str, Any]:
 
 
 class _TooLong(BaseException):
-    """Raised by the alarm; no handler of errors catches it."""
+    """Raised by the alarm; handlers of `Exception` do not catch it."""
 
 
 def _work(names: Sequence[str], skip: set[str], log: Path) -> None:
-    """Make all calls of some names, and write each to the log before and after it."""
+    """Make all calls of some names, and log each before and after it."""
     import resource
 
     os.nice(10)
@@ -121,7 +121,7 @@ def _work(names: Sequence[str], skip: set[str], log: Path) -> None:
 
 
 def _called(called: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """Call by name, but for what stands before and in `*args`."""
+    """Call with keyword arguments, except for those before and in `*args`."""
     found = inspect.signature(called).parameters.values()
     if not any(p.kind is p.VAR_POSITIONAL for p in found) or "args" not in given:
         return called(**given)
@@ -131,7 +131,7 @@ def _called(called: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 
 def _has_nan(result: Any) -> bool:
-    """Whether a number that a call gave is NaN."""
+    """Check whether a result holds a NaN."""
     import jax
     import numpy as np
 
@@ -149,7 +149,7 @@ def _has_nan(result: Any) -> bool:
 
 
 def run(options: Sequence[str] = ()) -> str:
-    """Call everything, and give the numbers and what was found as Markdown."""
+    """Call everything, and return numbers and findings as Markdown."""
     asked = _options(options)
     from benchmarks.robustness_calls import names
 
@@ -160,7 +160,7 @@ def run(options: Sequence[str] = ()) -> str:
 
 
 def is_partial(options: Sequence[str]) -> bool:
-    """Whether RESULTS.md stays as it is."""
+    """Check whether RESULTS.md stays as it is."""
     return _options(options).only != ""
 
 
@@ -173,7 +173,7 @@ def _options(options: Sequence[str]) -> argparse.Namespace:
 
 
 def _collect(names: Sequence[str], processes: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """Share the names between processes; one that hangs or dies is started again behind the call that did it."""
+    """Share the names between processes; restart one that hangs or dies after the call that caused it."""
     logs = {folder / f"{i}.jsonl": list(names[i::processes]) for i in range(min(processes, len(names)))}
     running = {log: _started(own, log, folder) for log, own in logs.items()}
     while running:
@@ -202,7 +202,7 @@ def _collect(names: Sequence[str], processes: int, folder: Path) -> Iterator[dic
 
 
 def _started(names: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process in a folder of its own, without network, at low priority."""
+    """Start a process in its own folder, without network, at low priority."""
     own = folder / f"work{log.stem}"
     own.mkdir(exist_ok=True)
     done = [line["place"] for line in _lines(log) if "place" in line] if log.exists() else []
@@ -230,7 +230,7 @@ def _lines(log: Path) -> list[dict[str, Any]]:
 
 
 def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False) -> str:
-    """Write what the calls came to."""
+    """Report the outcomes of the calls."""
     from benchmarks.robustness_calls import defaults
     from benchmarks.robustness_verdicts import REASONS, reason
 
@@ -272,7 +272,7 @@ def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False
 
 
 def _plain(line: str) -> str:
-    """Write what no file could hold, halves of characters, and what steers a terminal, as escapes."""
+    """Escape lone surrogates, which no file can hold, and characters that control a terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(line.split()))
 
 

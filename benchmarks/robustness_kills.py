@@ -24,11 +24,11 @@ from benchmarks.results import table, target
 
 NUMBER = 1000
 KINDS = {"fit": 0.35, "learn": 0.3, "fit with rewards from Python": 0.3, "fit of texts": 0.05}
-"""What is killed, and its share of the kills: a fit of texts takes five times as long to start."""
+"""Kinds of runs, and their shares of the kills: a fit of texts takes five times as long to start."""
 
 _AFTER_THE_FIRST_CHUNK = 0.8
 _LONGEST = 120.0
-"""Seconds after which a run that does not end counts as hung."""
+"""Seconds after which a run counts as hung."""
 
 
 def _bandit() -> None:
@@ -62,7 +62,7 @@ def _share_of_a(text: str) -> float:
 
 
 def _run(kind: str, folder: Path, began: Callable[..., None]) -> None:
-    """Do a run of a kind in a folder, or what is left of it."""
+    """Do a run of a kind in a folder, or the rest of it."""
     import jax
 
     import bayesrl
@@ -90,7 +90,7 @@ def _run(kind: str, folder: Path, began: Callable[..., None]) -> None:
 
 
 def _child(kind: str, folder: Path, cache: Path, pipe: int) -> None:
-    """Run in a process of its own, and tell when the first chunk is done."""
+    """Run in a separate process, and signal when the first chunk is done."""
     import bayesrl
 
     os.setpgid(0, 0)
@@ -107,7 +107,7 @@ def _child(kind: str, folder: Path, cache: Path, pipe: int) -> None:
 
 
 def _started(kind: str, folder: Path, cache: Path) -> tuple[int, int]:
-    """Start a run; give its process and what to read when its first chunk is done."""
+    """Start a run; return its process and the pipe that signals the end of its first chunk."""
     out, into = os.pipe()
     pid = os.fork()
     if pid:
@@ -128,7 +128,7 @@ def _started(kind: str, folder: Path, cache: Path) -> tuple[int, int]:
 
 
 def _ended(pid: int, seconds: float) -> int | None:
-    """Wait for a process, and give its exit status, or None where it still runs."""
+    """Wait for a process, and return its exit status, or None if it still runs."""
     until = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -140,7 +140,7 @@ def _ended(pid: int, seconds: float) -> int | None:
 
 
 def _wait_for_steps(pipe: int, pid: int) -> bool:
-    """Wait until the first chunk is done; tell whether it was."""
+    """Wait for the end of the first chunk; return whether it came."""
     import select
 
     until = time.monotonic() + _LONGEST
@@ -152,7 +152,7 @@ def _wait_for_steps(pipe: int, pid: int) -> bool:
 
 
 def _held(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Read what a folder holds: how far it is, and all arrays of its checkpoint."""
+    """Read a folder: its number of steps, and all arrays of its checkpoint."""
     from bayesrl import run_folder
 
     if not run_folder.is_begun(folder):
@@ -183,10 +183,10 @@ def _draws(folder: Path) -> dict[str, Any]:
 
 
 def _undisturbed(kind: str, place: Path) -> tuple[float, tuple[dict[str, Any], dict[str, Any]]]:
-    """Do a run that nobody disturbs; give the seconds that its steps take, and what it leaves."""
+    """Do an undisturbed run; return the seconds of its steps, and the contents of its folder."""
     folder = place / f"whole {kind}"
     seconds = 0.0
-    for _ in range(2):  # the second finds everything compiled
+    for _ in range(2):  # the second run finds everything compiled
         shutil.rmtree(folder, ignore_errors=True)
         pid, pipe = _started(kind, folder, place / "cache")
         _wait_for_steps(pipe, pid)
@@ -199,13 +199,13 @@ def _undisturbed(kind: str, place: Path) -> tuple[float, tuple[dict[str, Any], d
 
 
 def _killed(kind: str, folder: Path, cache: Path, seconds: float, rng: random.Random) -> tuple[int, str]:
-    """Start a run, kill it, start it again, until it ends by itself; give the number of kills, and what was lost."""
+    """Start a run, kill it, and restart it until it ends by itself; return the number of kills, and any loss."""
     from bayesrl.errors import BayesRLError
 
     kills = before = 0
     while True:
         pid, pipe = _started(kind, folder, cache)
-        # Most are killed after the first chunk, the others wherever they are, as they start or compile.
+        # Most die after the first chunk, the others at any moment, even while they start or compile.
         if rng.random() < _AFTER_THE_FIRST_CHUNK:
             _wait_for_steps(pipe, pid)
         status = _ended(pid, rng.uniform(0.0, 1.2 * seconds))
@@ -229,14 +229,14 @@ def _killed(kind: str, folder: Path, cache: Path, seconds: float, rng: random.Ra
 
 
 def measure(count: int, found: dict[str, Any], note: Callable[[], None]) -> None:
-    """Kill so many runs in all, with those that were killed before.
+    """Kill runs until there are `count` kills in all, earlier ones included.
 
     Args:
-        count: kills.
-        found: by kind of run, what was found before; it is added to.
-        note: is called after each run.
+        count: number of kills.
+        found: earlier results, by kind of run; new ones are added.
+        note: called after each run.
     """
-    # All is imported here, once: what is forked has it, and JAX begins its threads with its first computation only.
+    # Import everything once: forked processes inherit it, and JAX starts its threads only at its first computation.
     import h5netcdf  # noqa: F401
 
     for kind in KINDS:
@@ -262,7 +262,7 @@ def measure(count: int, found: dict[str, Any], note: Callable[[], None]) -> None
 
 
 def tell(found: dict[str, Any]) -> str:
-    """Lay out what `measure` found."""
+    """Format the results of `measure`."""
     names = ("runs", "kills", "lost", "different")
     rows = [(kind, *(own[name] for name in names)) for kind, own in found.items()]
     total = [sum(own[name] for own in found.values()) for name in names]

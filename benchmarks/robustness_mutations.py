@@ -32,17 +32,17 @@ FAULTS = ("silent", "raw", "hung", "led out")
 _LONGEST = 30
 _MOST_NAMED = 40
 _REPORTED = 50
-"""Every so many cases are read by `report` too."""
+"""`report` reads one case in this many, too."""
 
 # ---- the folders ------------------------------------------------------------------------------
 
 
 class Folder(NamedTuple):
-    """A run folder that is whole, and how it is read.
+    """An intact run folder, and its readers.
 
     Attributes:
-        place: where it is.
-        readers: by name, what reads a copy of it, and which files that reads.
+        place: its path.
+        readers: by name, a function that reads a copy of it, and the files that it reads.
     """
 
     place: Path
@@ -50,7 +50,7 @@ class Folder(NamedTuple):
 
 
 def _quietly(run: Callable[[], Any]) -> str:
-    """Run, and give what was printed."""
+    """Run, and return the printed text."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         run()
@@ -64,7 +64,7 @@ def _show(folder: Path) -> str:
 
 
 def _described(posterior: Any) -> str:
-    """Tell what was loaded, by a digest of its arrays."""
+    """Describe a loaded posterior by a digest of its arrays."""
     import jax
 
     from bayesrl.files.digests import digest_of
@@ -157,16 +157,16 @@ def _steers(text: str) -> bool:
 def outcome(
     read: Callable[[Path], str], folder: Path, name: str, *, reads: bool, whole: str, laid: bool, gone: bool
 ) -> tuple[str, str]:
-    """Read a folder of which one file was changed, and tell what came of it, with what was said.
+    """Read a folder with one changed file, and return the outcome and the message.
 
     Args:
-        read: as one of `Folder.readers`.
+        read: one of `Folder.readers`.
         folder: the copy.
-        name: of the file that was changed.
-        reads: whether the file is read by it.
-        whole: what it gives for the whole folder.
-        laid: whether the file was laid, and not damaged.
-        gone: whether it was taken away.
+        name: name of the changed file.
+        reads: whether the reader reads that file.
+        whole: the reader's result for the intact folder.
+        laid: whether the file is somebody else's, not damaged.
+        gone: whether the file was removed.
     """
     from bayesrl.errors import BayesRLError
 
@@ -196,13 +196,13 @@ def case(folder: Folder, number: int, place: Path, wholes: dict[str, str]) -> di
     """Do one case: change a file of a copy, and read the copy.
 
     Args:
-        folder: that is whole.
-        number: of the case, which fixes all that is random in it.
-        place: an empty folder for the copy and what lies outside of it.
-        wholes: what the readers give for the whole folder.
+        folder: the intact folder.
+        number: number of the case, which fixes everything random in it.
+        place: an empty folder for the copy and for files outside it.
+        wholes: the readers' results for the intact folder.
 
     Returns:
-        What was changed and how, and for each reader what came of it.
+        The change, and the outcome of each reader.
     """
     from bayesrl import run_folder
     from bayesrl.files.digests import problem_digest
@@ -220,7 +220,7 @@ def case(folder: Folder, number: int, place: Path, wholes: dict[str, str]) -> di
     if laid:
         lay(rng, path, kind, outside, problem)
     else:
-        # The checkpoint before the last one, in the place of that, is older, and no damage.
+        # The previous checkpoint in place of the last one is older, but not damage.
         same = (name, run_folder.PREVIOUS_CHECKPOINT) if name == run_folder.CHECKPOINT else (name,)
         others = [(copy / other).read_bytes() for other in names if other not in same]
         before = path.read_bytes()
@@ -244,7 +244,7 @@ def case(folder: Folder, number: int, place: Path, wholes: dict[str, str]) -> di
 
 
 def folders(place: Path) -> list[tuple[Folder, dict[str, str]]]:
-    """Make the whole folders, each with what its readers give."""
+    """Make the intact folders, each with the results of its readers."""
     made = []
     for kind, make in (("fit", fit_folder), ("learn", learn_folder)):
         folder = make(place / kind)
@@ -258,12 +258,12 @@ def folders(place: Path) -> list[tuple[Folder, dict[str, str]]]:
 
 
 def measure(count: int, found: dict[str, Any], note: Callable[[], None]) -> None:
-    """Do the cases that are left of so many.
+    """Do the remaining cases, up to `count`.
 
     Args:
-        count: of the cases.
-        found: what was found before; it is added to.
-        note: is called now and then.
+        count: number of cases in all.
+        found: earlier results; new ones are added.
+        note: called now and then.
     """
     found.setdefault("cases", 0)
     found.setdefault("came", {})
@@ -287,7 +287,7 @@ def measure(count: int, found: dict[str, Any], note: Callable[[], None]) -> None
 
 
 def tell(found: dict[str, Any]) -> str:
-    """Lay out what `measure` found."""
+    """Format the results of `measure`."""
     order = [*DAMAGE, *dict.fromkeys(LAID)]
     rows = [(kind, *(found["came"][kind][name] for name in OUTCOMES)) for kind in order if kind in found["came"]]
     total = [sum(row[i + 1] for row in rows) for i in range(len(OUTCOMES))]

@@ -1,4 +1,4 @@
-"""What the calls of `robustness_calls` are made with: small programs, fits, environments, models, files."""
+"""Arguments for the calls of `robustness_calls`: small programs, fits, environments, models, files."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -37,7 +37,7 @@ def location(y: Any) -> None:
 
 
 class Things:
-    """What calls are made with, each made when it is first asked for."""
+    """Arguments of calls, each made at its first use."""
 
     key = jax.random.key(0)
     numbers: Callable[..., Any] = staticmethod(lambda *shape: np.full(shape, 0.5))
@@ -79,7 +79,7 @@ class Things:
 
     @cached_property
     def model(self) -> control.TabularModel:
-        """A model of it that is unknown."""
+        """A model of it, with unknown dynamics."""
         return control.TabularModel.of(self.mdp)
 
     @cached_property
@@ -203,9 +203,9 @@ class Scorer:
     classes_ = np.array(["no", "yes"])
 
     def predict(self, texts: Any) -> np.ndarray:
-        """Give classes."""
+        """Return classes."""
         return np.full(len(texts), "no")
 
     def predict_proba(self, texts: Any) -> np.ndarray:
-        """Give probabilities of classes."""
+        """Return probabilities of classes."""
         return np.full((len(texts), 2), 0.5)

@@ -1,4 +1,4 @@
-"""What is right to pass in `robustness_fuzz`, with the reason; written apart from the library's own checks."""
+"""Values that may pass in `robustness_fuzz`, with the reason; written independently of the library's own checks."""
 
 import re
 
@@ -84,11 +84,11 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r".*\.(args|held_out|sections|parts|rows|windowed|unturned|enumerated|chosen)", "container",
      {"[]", "()", "[1]", "array []"}),
 ]  # fmt: skip
-"""Names of arguments, the reason, and the values that are right for it; the first that has the value counts."""
+"""Names of arguments, the reason, and the values that are right for them; the first entry with the value counts."""
 
 
 def reason(name: str, param: str, value: str, default: str | None = None) -> str | None:
-    """Give the key of the reason why a value may stand in the place of an argument, or None where it may not."""
+    """Find the key of the reason why a value may replace an argument, or None if it may not."""
     if value == default:
         return "default"
     for pattern, kind, right in _KINDS:

@@ -31,7 +31,7 @@ LIMIT = 1.05
 
 
 def run() -> str:
-    """Measure the problems that the targets name."""
+    """Measure the problems in the targets."""
     bandit, digits = problems.bandit(), problems.digits(batch=BATCH)
     cases: list[tuple[problems.Benchmark, Any, int, int]] = [(bandit, handwritten.bandit_loss, PARTICLES, 10_000)]
     for stochastic in (True, False):
@@ -64,7 +64,7 @@ def run() -> str:
 
 
 def chunk_times(problem: problems.Benchmark, losses: list[handwritten.Loss], num_steps: int) -> list[list[float]]:
-    """Give the seconds of each chunk but the first: of `fit`, and of the loops with these losses."""
+    """Time each chunk except the first, in seconds: of `fit`, and of the loops with these losses."""
     optimizer = default_optimizer(RATE, num_steps)
     chunks = [handwritten.make_chunk(loss, optimizer) for loss in losses]
     states = [handwritten.init(problem.params, optimizer) for _ in losses]

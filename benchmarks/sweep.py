@@ -34,7 +34,7 @@ def bandit() -> None:
 
 
 def run() -> str:
-    """Fit in turn one temperature, and all of them with restarts."""
+    """Fit one temperature, and all of them with restarts, in turn."""
     compiled: list[str] = []
     _watch_compilations(compiled.append)
     one, many, loops = [], [], []
@@ -57,7 +57,7 @@ def run() -> str:
 
 
 def _times(key: jax.Array, **options: Any) -> tuple[float, float]:
-    """Give the seconds of the loop but its first chunk, and of the whole call."""
+    """Time the loop without its first chunk, and the whole call, in seconds."""
     ticks: list[float] = []
     start = time.perf_counter()
     posterior = bayesrl.fit(
@@ -72,7 +72,7 @@ def _milliseconds(times: list[float]) -> str:
 
 
 def _watch_compilations(note: Callable[[str], Any]) -> None:
-    """Hear the name of every function that XLA compiles from now on."""
+    """Pass on the name of every function that XLA compiles from now on."""
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.endswith("backend_compile_duration"):

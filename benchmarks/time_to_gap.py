@@ -25,7 +25,7 @@ PARTICLES = (16, 64, 256, 1024)
 RATES = (0.03, 0.01, 0.1, 0.003)
 SEEDS = range(5)
 CAP = 10.0
-"""Seconds of stepping after which a run that has not crossed is given up."""
+"""Seconds of stepping after which a run that has not crossed gives up."""
 CAP_FIRST = 4.0
 """The same while one seed chooses among all settings."""
 
@@ -33,7 +33,7 @@ type GuideSampler = Callable[[Benchmark, int], Racer]
 
 
 class Setting(NamedTuple):
-    """Particles and learning rate, with the fit they belong to."""
+    """Particles and learning rate, with their fit."""
 
     particles: int
     rate: float
@@ -47,7 +47,7 @@ class Raced(NamedTuple):
     crossings: list[Crossing | None]
 
     def median_seconds(self) -> float:
-        """Median over the seeds; infinity where most never cross."""
+        """Median over the seeds; infinity if most never cross."""
         return statistics.median(math.inf if crossing is None else crossing.seconds for crossing in self.crossings)
 
 
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def run() -> str:
-    """Race on the problems that the targets name."""
+    """Race on the problems in the targets."""
     bandit, digits = problems.bandit(), problems.digits()
     chains = [problems.chain(stochastic=stochastic) for stochastic in (True, False)]
     cases = [
@@ -101,7 +101,7 @@ def best_setting(problem: Benchmark, sampler: GuideSampler, particles: tuple[int
     for num in particles:
         racer = sampler(problem, num)
         for rate in RATES:
-            # What takes much longer than the best so far will not be chosen.
+            # A setting much slower than the best so far will not be chosen, so its run may stop early.
             cap = min([CAP_FIRST, *(1.5 * crossing.seconds for crossing, _ in found)])
             crossing = first_crossing(racer, problem, SEEDS[0], rate, LEVEL, cap)
             if crossing is not None:
@@ -114,7 +114,7 @@ def best_setting(problem: Benchmark, sampler: GuideSampler, particles: tuple[int
 
 
 def _race(case: Case, rival: Raced | None) -> tuple[list[object], float]:
-    """Give a line of the table, and the ratio (a lower bound where the rival never crosses)."""
+    """Return a line of the table, and the ratio (a lower bound if the rival never crosses)."""
     mine = best_setting(case.problem, case.sampler, case.particles)
     if mine is None:
         return [case.name, f"never within {CAP_FIRST:.0f} s", *[""] * 7], 0.0
@@ -126,7 +126,7 @@ def _race(case: Case, rival: Raced | None) -> tuple[list[object], float]:
 
 
 def _seconds(raced: Raced | None, seed: int) -> float:
-    """Give the seconds of a run to its crossing; the cap where it has none."""
+    """Time a run to its crossing, in seconds; the cap if it has none."""
     if raced is None:
         return CAP_FIRST
     crossing = raced.crossings[seed]

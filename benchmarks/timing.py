@@ -9,14 +9,14 @@ import jax
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of one call, its result waited for, and the result."""
+    """Time one call, including the wait for its result; return the seconds and the result."""
     start = time.perf_counter()
     result = jax.block_until_ready(function())
     return time.perf_counter() - start, result
 
 
 def interleaved(functions: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
-    """Wall times of several functions called in turn, A B A B ..., [function][repeat]."""
+    """Time several functions in turn, A B A B ...: wall-clock seconds, [function][repeat]."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
         for own, function in zip(times, functions, strict=True):
@@ -25,12 +25,12 @@ def interleaved(functions: Sequence[Callable[[], Any]], repeats: int) -> list[li
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """Median over the pairs of first / second."""
+    """Compute the median over the pairs of first / second."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
 class Clock:
-    """Collects time spent between `start` and `stop`, so that what is not measured can stand outside."""
+    """Collects the time inside its `with` blocks, so that other work can stay outside."""
 
     def __init__(self) -> None:
         self.total = 0.0

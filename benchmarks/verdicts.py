@@ -65,7 +65,7 @@ def _makers(key: jax.Array, shape: Shape, rng: np.random.Generator) -> dict[str,
 
 
 def _make(kind: str, makers: dict[str, Fitter], rng: np.random.Generator, key: jax.Array) -> Fitted | None:
-    """Try programs until one gives a fit of the kind; None where none does."""
+    """Try programs until a fit is of the wanted kind; None if there is none."""
     for fitted in _candidates(kind, makers, rng, key):
         share = (fitted.truth.optimum - fitted.truth.objective) / (fitted.truth.optimum - fitted.truth.prior_objective)
         good = share < 0.01 and fitted.missed < 0.1
@@ -94,7 +94,7 @@ def _candidates(kind: str, makers: dict[str, Fitter], rng: np.random.Generator, 
 
 
 def _moved(state: FitState, key: jax.Array, scale: float) -> FitState:
-    """Start far from the prior, where softmaxes are saturated."""
+    """Move the start far from the prior, where softmaxes saturate."""
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(key, len(leaves))
     far = [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
@@ -103,7 +103,7 @@ def _moved(state: FitState, key: jax.Array, scale: float) -> FitState:
 
 
 def _without_best(fitter: Fitter, state: FitState, beta: float, numbers: Any) -> FitState:
-    """Take from a fit the first action's value that it likes best, and leave all else as it was."""
+    """Remove the likeliest value of a fit's first action, and keep everything else."""
     posterior: bayesrl.Posterior = fitter.posterior(state, beta, numbers).posterior
     first = fitter.shape.sites[0].name
     drawn = np.asarray(posterior.draws[first]).reshape(-1)

@@ -13,11 +13,11 @@ def learning(
     """Make the problem: chances evenly spaced from worst to best, each with the prior Beta(1, 1).
 
     Args:
-        arms: how many, at least 2.
+        arms: number of arms, at least 2.
         best: chance of the last arm.
         worst: chance of the first arm.
-        episodes: pulls.
-        runs: independent runs, for the bands.
+        episodes: number of pulls.
+        runs: number of independent runs, for the bands.
 
     Raises:
         bayesrl.errors.ControlError: a chance is outside [0, 1], or there are too few arms.

@@ -20,9 +20,9 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
     """Make the problem.
 
     Args:
-        text: path of a text file to estimate the bigrams from; by default the English of the
+        text: path of a text file from which to estimate the bigrams; by default, the English of the
             standard library's `pydoc_data.topics`.
-        letters: each of these letters earns one reward.
+        letters: letters that earn a reward of 1 each.
         length: characters in a draw.
         beta: default temperature, reward units per nat.
 
@@ -46,7 +46,7 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
     def optimum(beta: float) -> float:
         return beta * log_evidence(bigrams, chosen / beta, int(length))
 
-    # p* tilts each step by the future value of a character, whatever came before it: offsets suffice.
+    # p* tilts each step by the future value of the next character, whatever came before it: offsets suffice.
     guide = bayesrl.guides.AutoTilt(tilt="constant")
     return bayesrl.Problem(bigram_text, beta=beta, fit_options={"num_steps": 1000, "guide": guide}, optimum=optimum)
 
@@ -73,9 +73,10 @@ def bigram_probabilities(text: str) -> np.ndarray:
 
 
 def log_evidence(bigrams: np.ndarray, tilt: np.ndarray, length: int) -> float:
-    """Give log Z = log(e₀ᵀ (P · diag(exp(tilt)))ᵀ 1) by products of transfer matrices, in nats."""
+    """Compute log Z = log(e₀ᵀ (P · diag(exp(tilt)))ᵀ 1) by products of transfer matrices, in nats."""
     transfer, vector, log_scale = bigrams * np.exp(tilt), np.ones(len(bigrams)), 0.0
     for _ in range(length):
+        # Each product is rescaled, for the power itself would overflow at low temperatures.
         vector = transfer @ vector
         log_scale += np.log(vector.max())
         vector = vector / vector.max()

@@ -11,17 +11,17 @@ NEEDS = {"gymnasium": {"physics": "gymnasium"}}
 def problem(
     *, beta: float = 0.01, physics: str = "gymnasium", steps: int = 0, horizon: int = 500, seed: int = 0
 ) -> bayesrl.Problem:
-    """Make the problem: discounted by .98 in the real environment, the sum of rewards as a program.
+    """Make the problem: rewards discounted by .98 in the real environment, undiscounted as a program.
 
     Args:
         beta: default temperature, reward units per nat.
         physics: `gymnasium` plays in the real CartPole-v1, `program` in its physics written as a NumPyro program.
         steps: gradient steps; 0 takes a number that suffices.
-        horizon: most steps of an episode, as a program.
-        seed: of the real environments.
+        horizon: greatest number of steps of an episode, as a program.
+        seed: seed of the real environments.
 
     Raises:
-        bayesrl.errors.ControlError: `physics` is neither of the two.
+        bayesrl.errors.ControlError: `physics` is neither of these two.
     """
     sections = (control.episode_sections("CartPole-v1"),)
     if physics == "program":
@@ -47,7 +47,7 @@ def problem(
         fit_options={
             "guide": control.NetworkPolicy(),
             "objective": control.ActorCritic(trace=0.8),
-            # Gradients change their size as the policy learns, so Adam has to forget old ones fast.
+            # The size of gradients changes as the policy learns, so Adam must forget old ones fast.
             "optimizer": optax.adam(optax.linear_schedule(0.003, 0.0, total), b2=0.99),
             "num_steps": total,
             "source": source,

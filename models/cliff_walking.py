@@ -23,7 +23,7 @@ def problem(*, beta: float = 1.0, discount: float = 0.99, horizon: int = 200, st
         beta=beta,
         fit_options={
             "guide": control.TablePolicy(),
-            # Cold from the start, a fit settles on a longer path, away from the edge.
+            # A fit that starts cold settles on a longer path, away from the edge.
             "start_beta": 10 * beta,
             "objective": bayesrl.objectives.ReverseKL(num_particles=64),
             "optimizer": optax.adam(optax.cosine_decay_schedule(0.1, int(steps))),

@@ -22,12 +22,12 @@ def learning(
         control_rate: chance of a cure without treatment.
         first_rate: chance under the first treatment.
         second_rate: chance under the second treatment.
-        patients: at most.
+        patients: greatest number of patients.
         confidence: the trial stops once P(best) of a treatment has been at least this for ten patients.
-        runs: independent trials, for the bands.
+        runs: number of independent trials, for the bands.
 
     References:
-        Berry (2006), "Bayesian clinical trials", for adaptive allocation and stopping.
+        Adaptive allocation and stopping: Berry (2006), "Bayesian clinical trials".
     """
     rates = np.array([control_rate, first_rate, second_rate], float)
     if not bool(((rates >= 0) & (rates <= 1)).all()):

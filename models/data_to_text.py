@@ -32,7 +32,7 @@ _PIECES = (
     {"food": ", a {} place", "price": ", which is {}"},
 )
 _SAID = 0.6
-"""How often a sentence to learn from says a value that it may leave out."""
+"""Probability that a training sentence says a value that it may leave out."""
 
 
 def problem(
@@ -51,22 +51,22 @@ def problem(
 ) -> bayesrl.Problem:
     """Make the problem.
 
-    The reference is a model trained for a moment on sentences that each leave out a part of their record. The reward
-    is slot coverage: the share of a record's values that the sentence says, less a tenth for each value of another
+    The reference is a model briefly trained on sentences that each leave out a part of their record. The reward is
+    slot coverage: the share of a record's values that the sentence says, minus a tenth for each value of another
     record that it makes up. Other records are held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead.
-        records: path of a JSON-lines file, each line an object of texts; by default restaurants.
-        num_prompts: records to train on.
-        max_new_tokens: the longest sentence, its end included.
-        batch: records that each step sees.
-        num_particles: sentences on each of them.
+        records: path of a JSON-lines file, each line an object of texts; by default, restaurants.
+        num_prompts: number of records to train on.
+        max_new_tokens: length of the longest sentence, its end included.
+        batch: number of records in each step.
+        num_particles: number of sentences for each record.
         num_steps: steps of the fit.
-        rank: of low-rank paths; 0 trains all parameters.
-        training_steps: of the model that is trained on the spot.
+        rank: rank of low-rank paths; 0 trains all parameters.
+        training_steps: training steps of the reference.
         beta: temperature, reward units per nat.
-        seed: of the records and of the model.
+        seed: seed of the records and of the model.
 
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line is not an object of texts.
@@ -109,19 +109,19 @@ def problem(
 
 
 def slot_coverage(text: str, example: Any) -> float:
-    """Give the share of a record's values that a sentence says."""
+    """Compute the share of a record's values that a sentence says."""
     values = example["record"].values()
     return sum(value.lower() in text.lower() for value in values) / len(values)
 
 
 def made_up_values(text: str, example: Any, *, known: Set[str]) -> float:
-    """Count the values of all records, `known`, in a sentence whose own record does not hold them."""
+    """Count the `known` values of all records that a sentence says though its own record does not hold them."""
     own = {value.lower() for value in example["record"].values()}
     return float(sum(value.lower() in text.lower() for value in known if value.lower() not in own))
 
 
 def read_records(path: str) -> list[dict[str, str]]:
-    """Read objects of texts, one in each line of a JSON-lines file."""
+    """Read objects of texts from a JSON-lines file, one per line."""
     rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         if not row or not all(isinstance(value, str) and value for value in row.values()):
@@ -132,14 +132,14 @@ def read_records(path: str) -> list[dict[str, str]]:
 
 
 def _restaurants() -> list[dict[str, str]]:
-    """Give all restaurants: every name with every food, area and price."""
+    """Make all restaurants: every name with every food, area and price."""
     grids = np.meshgrid(*(np.arange(len(values)) for values in _SLOTS.values()), indexing="ij")
     rows = np.stack([grid.ravel() for grid in grids], 1)
     return [{slot: _SLOTS[slot][i] for slot, i in zip(_SLOTS, row, strict=True)} for row in rows]
 
 
 def _row(record: dict[str, str], rng: np.random.Generator) -> dict[str, Any]:
-    """Write a record as a prompt, with a sentence about a part of it."""
+    """Write a record as a prompt and a sentence about a part of it."""
     prompt = "; ".join(f"{slot}: {value}" for slot, value in record.items()) + " ->"
     if set(record) != set(_SLOTS):
         said = [value for value in record.values() if rng.random() < _SAID] or list(record.values())[:1]

@@ -33,14 +33,15 @@ def learning(
 ) -> bayesrl.LearningProblem:
     """Make the problem with unknown dynamics and rewards.
 
-    Each step is known to lead one row down, left or right. Which action does which, and what it pays, is to be learned.
+    The model knows that each step leads one row down, left or right. It has to learn which action does which, and what
+    it pays.
 
     Args:
         size: rows and columns of the square; also the length of an episode.
-        episodes: how many.
-        runs: independent runs, for the bands.
+        episodes: number of episodes.
+        runs: number of independent runs, for the bands.
         agent: `bayesian`, or `kl_control` for comparison.
-        noise: standard deviation of rewards that the model assumes, reward units.
+        noise: the model's standard deviation of a reward, reward units.
     """
     mdp = control.deep_sea(size=int(size))
     return bayesrl.LearningProblem(

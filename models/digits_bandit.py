@@ -60,7 +60,7 @@ def problem(
 
 
 class Correction(eqx.Module):
-    """What the network adds to the prior's logits: at first 0, so that the fit starts at the prior."""
+    """The network's correction of the prior's logits; it starts at 0, so that the fit starts at the prior."""
 
     inner: Array
     shift: Array
@@ -75,7 +75,7 @@ class Correction(eqx.Module):
         self.inner, self.shift, self.outer, self.bias = jax.device_put([x.astype(np.float32) for x in starts])
 
     def __call__(self, pixels: Array) -> Array:
-        """Give the correction of the logits for one image."""
+        """Compute the correction of the logits for one image."""
         return self.outer @ jax.nn.relu(self.inner @ pixels + self.shift) + self.bias
 
 

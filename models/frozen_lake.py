@@ -55,14 +55,14 @@ def learning(
 ) -> bayesrl.LearningProblem:
     """Make the problem of learning the lake from experience, on Gymnasium's own environment.
 
-    Known are the neighbours of each cell, that an episode is truncated after 100 steps (200 for 8 × 8), and that only
-    its end pays. How slippery the ice is, and where holes and goal are, has to be learned.
+    The model knows the neighbours of each cell, that an episode is truncated after 100 steps (200 for 8 × 8), and that
+    only its end pays. It has to learn how slippery the ice is, and where the holes and the goal are.
 
     Args:
         size: 4 or 8, rows and columns of the lake.
         slippery: whether the ice may carry the walker to either side.
-        episodes: how many.
-        runs: independent runs, for the bands.
+        episodes: number of episodes.
+        runs: number of independent runs, for the bands.
         agent: `bayesian`, or `kl_control` for comparison.
     """
     import gymnasium

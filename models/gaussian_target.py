@@ -18,7 +18,7 @@ def problem(
         bayesrl.reward("closeness", -0.5 * sharpness * (action - target) ** 2)
 
     def optimum(beta: float) -> float:
-        # exp(R/β) is Normal in the action with variance β/sharpness, up to its constant.
+        # Up to a constant, exp(R/β) is a Normal density of the action with variance β/sharpness.
         spread = beta / sharpness
         both = spread + prior_scale**2
         log_evidence = 0.5 * math.log(spread / both) - (target - prior_mean) ** 2 / (2 * both)

@@ -15,10 +15,10 @@ def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, see
         beta: default temperature, reward units per nat.
         physics: `program` simulates Pendulum-v1 as a NumPyro program, `gymnasium` plays in the real one.
         steps: gradient steps; 0 takes a number that suffices.
-        seed: of the real environments.
+        seed: seed of the real environments.
 
     Raises:
-        bayesrl.errors.ControlError: `physics` is neither of the two.
+        bayesrl.errors.ControlError: `physics` is neither of these two.
     """
     if physics not in ("program", "gymnasium"):
         raise bayesrl.errors.ControlError(f"physics={physics!r}; use 'program' or 'gymnasium'")

@@ -18,7 +18,7 @@ _FIELDS = "abc"
 _LARGEST = 9
 _MOST = 2_500
 _WRONG = 0.35
-"""This share of the answers that the reference learns from is wrong."""
+"""Share of wrong answers among those that the reference learns from."""
 
 
 def problem(
@@ -37,22 +37,22 @@ def problem(
 ) -> bayesrl.Problem:
     """Make the problem.
 
-    The reference is a model trained for a moment on questions of the same kind, of which a third was answered wrongly,
-    so that it is right in part; the reward is 1 for an answer that is right to the letter. A fifth of the questions is
-    held out.
+    The reference is a model briefly trained on questions of the same kind, a third of them with wrong answers, so that
+    it is partly right. The reward is 1 for an answer that is right to the letter. A fifth of the questions is held
+    out.
 
     Args:
-        checkpoint: folder or hub id of a causal model to use instead; it is asked the questions as they are.
-        questions: path of a JSON-lines file of records with `prompt` and `answer`; by default they are made up.
-        num_prompts: questions to train on.
-        max_new_tokens: the longest answer, its end included.
-        batch: questions that each step sees.
-        num_particles: answers to each of them.
+        checkpoint: folder or hub id of a causal model to use instead; it gets the questions as they are.
+        questions: path of a JSON-lines file of records with `prompt` and `answer`; by default, they are made up.
+        num_prompts: number of questions to train on.
+        max_new_tokens: length of the longest answer, its end included.
+        batch: number of questions in each step.
+        num_particles: number of answers to each question.
         num_steps: steps of the fit.
-        rank: of low-rank paths; 0 trains all parameters.
-        training_steps: for the model that is made on the spot.
+        rank: rank of low-rank paths; 0 trains all parameters.
+        training_steps: training steps of the reference.
         beta: temperature, reward units per nat.
-        seed: of the questions and of the model.
+        seed: seed of the questions and of the model.
 
     Raises:
         bayesrl.errors.LanguageModelError: a file cannot be read or lacks a field.
@@ -116,7 +116,7 @@ def _look_up(rng: np.random.Generator) -> dict[str, str]:
 
 
 def read_questions(path: str) -> list[dict[str, Any]]:
-    """Read records with `prompt` and `answer`, one JSON object in a line."""
+    """Read records with `prompt` and `answer`, one JSON object per line."""
     rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         if not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
@@ -131,7 +131,7 @@ def read_questions(path: str) -> list[dict[str, Any]]:
 def _train_reference(
     questions: list[dict[str, Any]] | None, rows: list[dict[str, Any]], steps: int, seed: int
 ) -> lm.Pretrained:
-    """Train a small model on questions of the same kind, or on those of a file, some of them answered wrongly."""
+    """Train a small model on questions of the same kind, or on those of a file, some of them with wrong answers."""
     rng = np.random.default_rng([seed, 2])
     seen: list[dict[str, Any]]
     if questions is None:

@@ -6,7 +6,7 @@ from bayesrl.control.learning.agents.kl_control import agent_from_name
 
 
 def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int = 2000) -> bayesrl.Problem:
-    """Make the problem of Strehl & Littman (2008), with a policy of its own for each step.
+    """Make the problem of Strehl & Littman (2008), with a separate policy for each step.
 
     Args:
         beta: default temperature, reward units per nat.
@@ -31,13 +31,13 @@ def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int
 def learning(
     *, states: int = 6, horizon: int = 20, episodes: int = 200, runs: int = 3, agent: str = "bayesian"
 ) -> bayesrl.LearningProblem:
-    """Make the problem with an unknown river: where one may drift to is known, how likely and what it pays is not.
+    """Make the problem with an unknown river: the model knows where one may drift, but not how likely or what it pays.
 
     Args:
         states: length of the river.
         horizon: steps of an episode.
-        episodes: how many.
-        runs: independent runs, for the bands.
+        episodes: number of episodes.
+        runs: number of independent runs, for the bands.
         agent: `bayesian`, or `kl_control` for comparison.
     """
     mdp = control.river_swim(num_states=int(states), horizon=int(horizon))

@@ -17,10 +17,10 @@ NEEDS = {"tokenizers": {}}
 
 _LABELS = ("code", "prose")
 _WORDS = 4
-"""So many words of a paragraph are a prompt."""
+"""Number of words in a prompt, from the start of a paragraph."""
 
 _PIECE = 24
-"""Words of a text that the classifier learns from."""
+"""Number of words in a text that the classifier learns from."""
 
 
 def problem(
@@ -41,25 +41,25 @@ def problem(
 ) -> bayesrl.Problem:
     """Make the problem.
 
-    The reference is a model of byte pairs trained for a moment on a text, by default the documentation of Python in
-    the standard library's `pydoc_data.topics`, prose and code alike. The reward is the log-probability, in nats, that
-    a classifier gives to the label; it is trained for a moment too, on paragraphs that are indented or not. Prompts
+    The reference is a model of byte pairs briefly trained on a text: by default the documentation of Python in the
+    standard library's `pydoc_data.topics`, prose and code alike. The reward is the log-probability, in nats, that a
+    classifier gives to the label; the classifier, too, is briefly trained, on indented and other paragraphs. Prompts
     are the first words of paragraphs, a third of which is held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead.
         judge: folder or hub id of a BERT classifier to use instead.
-        label: the class that is rewarded, by its name.
+        label: name of the class to reward.
         text: path of a text file, for training and for prompts.
-        num_prompts: prompts to train on.
-        max_new_tokens: tokens to write; no end token stops it.
-        batch: prompts that each step sees.
-        num_particles: completions of each of them.
+        num_prompts: number of prompts to train on.
+        max_new_tokens: number of tokens to write; no end token stops the model.
+        batch: number of prompts in each step.
+        num_particles: number of completions of each prompt.
         num_steps: steps of the fit.
-        rank: of low-rank paths; 0 trains all parameters.
-        training_steps: for each of the models that are made on the spot.
+        rank: rank of low-rank paths; 0 trains all parameters.
+        training_steps: training steps of the reference and of the classifier.
         beta: temperature, reward units per nat.
-        seed: of the choice of prompts and of the models.
+        seed: seed of the choice of prompts and of the models.
 
     Raises:
         bayesrl.errors.LanguageModelError: the text cannot be read or is too short.
@@ -105,7 +105,7 @@ def read_text(path: str) -> str:
 
 
 def _paragraphs(text: str) -> list[tuple[str, str]]:
-    """Cut a text at empty lines; what is indented, or looks like a heading, is code."""
+    """Cut a text at empty lines and drop headings; indented paragraphs are code, unless they begin like prose."""
     passages = []
     for paragraph in text.split("\n\n"):
         lines = [line for line in paragraph.splitlines() if line.strip()]
@@ -125,7 +125,7 @@ def _writer(words: list[str], steps: int, seed: int) -> lm.Pretrained:
 
 
 def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, seed: int) -> lm.Pretrained:
-    """Train on pieces of the length that will be judged, from anywhere in a paragraph, as many of each class."""
+    """Train on pieces as long as the texts to judge, from anywhere in a paragraph, the same number of each class."""
     rng = np.random.default_rng([seed, 3])
     pieces: dict[str, list[str]] = {name: [] for name in _LABELS}
     for paragraph, name in paragraphs:

@@ -17,7 +17,7 @@ NEEDS = {"tokenizers": {}, "sacrebleu": {}, "num2words": {"pairs": ""}}
 _LARGEST = 1000
 _LANGUAGES = ("fr", "de")
 _UNTRANSLATED = 1 / 3
-"""How often a pair to learn from is left untranslated."""
+"""Share of training pairs that are left untranslated."""
 
 
 def problem(
@@ -36,23 +36,22 @@ def problem(
 ) -> bayesrl.Problem:
     """Make the problem.
 
-    The reference is a model trained for a moment on other numbers, of which a third was left untranslated; the reward
-    is the mean of chrF, between 0 and 1, and of an exact match. The metrics give both. A part of the sentences is held
-    out.
+    The reference is a model briefly trained on other numbers, a third of them left untranslated. The reward is the
+    mean of chrF, between 0 and 1, and of an exact match; the metrics report both. A part of the sentences is held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead.
-        pairs: path of a file with a prompt, a tab and its translation in each line; by default numbers, as num2words
+        pairs: path of a file with a prompt, a tab and its translation in each line; by default, numbers as num2words
             spells them.
-        num_prompts: sentences to train on.
-        max_new_tokens: the longest translation, its end included.
-        batch: sentences that each step sees.
-        num_particles: translations of each of them.
+        num_prompts: number of sentences to train on.
+        max_new_tokens: length of the longest translation, its end included.
+        batch: number of sentences in each step.
+        num_particles: number of translations of each sentence.
         num_steps: steps of the fit.
-        rank: of low-rank paths; 0 trains all parameters.
-        training_steps: for the model that is made on the spot.
+        rank: rank of low-rank paths; 0 trains all parameters.
+        training_steps: training steps of the reference.
         beta: temperature, reward units per nat.
-        seed: of the choice of sentences and of the model.
+        seed: seed of the choice of sentences and of the model.
 
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line has no tab.
@@ -92,7 +91,7 @@ def problem(
 
 
 def chrf(text: str, example: Any) -> float:
-    """Give chrF of a translation, between 0 and 1 (Popović 2015), as sacrebleu computes it."""
+    """Compute chrF of a translation, between 0 and 1 (Popović 2015), as sacrebleu does."""
     from sacrebleu.metrics import CHRF
 
     score: float = CHRF().sentence_score(text, [example["answer"]]).score
@@ -115,7 +114,7 @@ def numbers() -> list[dict[str, str]]:
 
 
 def _now_and_then_untranslated(row: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
-    """Put the words of the prompt in the place of a translation, so that there is something to learn from rewards."""
+    """Replace some translations by the prompt's own words, so that rewards have something to teach."""
     if rng.random() >= _UNTRANSLATED:
         return row
     words = row["prompt"].rpartition(":")[2].removesuffix("=").strip()

@@ -95,7 +95,7 @@ class ActorCritic(Objective):
             "critic_error": jnp.sqrt(error),
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
         }
-        # Only gradients flow through `gradient`; the value of the loss is −J/β, so histories show the objective.
+        # The loss has the value −J/β, and the gradient of `gradient`.
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(metrics))

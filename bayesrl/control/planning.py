@@ -151,7 +151,7 @@ class _Tables:
 
     def look_ahead(self, value: np.ndarray) -> np.ndarray:
         """Compute Q = E[r + γ·V(s′)], [states, actions]; −inf if a successor's value is −inf."""
-        # In a product, 0·(−inf) would be nan for states that cannot follow.
+        # −inf spreads only over steps that count: γ·(−inf) is nan for γ = 0.
         lost = np.isneginf(value)
         q: np.ndarray = self.rewards + self.mdp.discount * (self.steps @ np.where(lost, 0.0, value)).reshape(self.shape)
         if lost.any() and self.mdp.discount > 0:
@@ -264,6 +264,7 @@ class _Tables:
         alive, gamma = ~self.mdp.terminal, self.mdp.discount
         kl = np.where(alive, _kl_by_state(probs, self.mdp.prior), 0.0)
         earned = np.where(alive, (probs * self.rewards).sum(-1), 0.0)
+        # inf spreads by reachability, apart from the linear solve, which it would turn into nan.
         lost, finite_kl = np.isinf(kl), np.where(np.isinf(kl), 0.0, kl)
         if self.mdp.horizon is None:
             steps = self._policy_transitions(probs)
@@ -300,7 +301,7 @@ class _Tables:
         reward, kl, visits = values
         value = reward if beta == 0 else reward - beta * kl
         first = (lambda x: x) if self.mdp.horizon is None else (lambda x: x[0])
-        began = self.mdp.start > 0
+        began = self.mdp.start > 0  # elsewhere, 0·inf would be nan
         total, total_kl = (float(self.mdp.start[began] @ first(x)[began]) for x in (reward, kl))
         if self.mdp.horizon is None:
             q = self.look_ahead(value)

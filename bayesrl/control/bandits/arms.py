@@ -204,6 +204,7 @@ class LinearArms(Bandit):
         """Condition θ on Normal observations by a rank-one update of the precision."""
         mean, precision = state
         x = _features_of(context, arm) / self.noise
+        # Sherman–Morrison: the new mean needs no solve with the new precision.
         direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
         surprise = reward / self.noise - (x * mean).sum(-1)
         gain = surprise / (1 + (x * direction).sum(-1))

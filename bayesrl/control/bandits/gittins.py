@@ -57,11 +57,12 @@ def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> floa
     """Compute the value of one pull and optimal play after it, if retiring pays `rate` per step."""
     retired = rate / (1 - discount)
     successes = np.arange(steps + 1.0)
+    # At the end of the table, the arm counts as known: it pays its mean for ever.
     value = np.maximum((a + successes) / (a + b + steps) / (1 - discount), retired)
     for done in reversed(range(steps)):
         p = (a + np.arange(done + 1.0)) / (a + b + done)
         pulled = p + discount * (p * value[1 : done + 2] + (1 - p) * value[: done + 1])
-        if done == 0:
+        if done == 0:  # the first pull is not optional
             return float(pulled[0])
         value = np.maximum(pulled, retired)
     return retired

@@ -99,7 +99,7 @@ def play_bandit(
         True
     """
     count = -(-num_runs // _TOGETHER)
-    together = -(-num_runs // count)
+    together = -(-num_runs // count)  # batches of one size share one compiled program
     _check(as_hash_key(key), bandit, exploration, together)
     played = _play(bandit, exploration, num_steps, together)
     parts = jax.device_get([played(k) for k in split_keys(key, count)])

@@ -195,6 +195,7 @@ def evaluate_off_policy(
     steps = data.action.reshape(data.num_rows, -1)
     held = _held(data)
     taken = np.take_along_axis(table, steps[..., None], -1)[..., 0]
+    # Padding has ratio 1, so that an episode that ended early keeps its weight to the last step.
     ratio = np.where(held, taken / np.where(held, data.propensity.reshape(steps.shape), 1.0), 1.0)
     weights = np.cumprod(ratio, 1)
     gammas = data.discount ** np.arange(steps.shape[1])
@@ -209,6 +210,7 @@ def evaluate_off_policy(
             )
         each = (weights * rewards / means * gammas).mean(0)
         mean = float(each.sum())
+        # Delta method: the influence of each row on a sum of ratios of means.
         spread = (gammas * weights / means * (rewards - (weights * rewards).mean(0) / means)).sum(1)
         se = float(np.sqrt((spread**2).mean() / num))
     else:

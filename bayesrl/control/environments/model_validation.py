@@ -146,7 +146,7 @@ class _Trial:
         state = self.reset()
         for _ in range(40):
             here = self.model.inside[state]
-            # bool is a subclass of int, and is never a state.
+            # Types are checked, because a space, too, has an integer dtype.
             numbers = {
                 n: v for n, v in vars(bare).items() if isinstance(v, int | np.integer) and not isinstance(v, bool)
             }
@@ -155,7 +155,7 @@ class _Trial:
             state, over = self._step(state, self.random_action(state))
             if over:
                 state = self.reset()
-        # More than one candidate means that play did not tell them apart, and guessing could corrupt the environment.
+        # If several attributes always matched, play did not tell which of them holds the state.
         return next(iter(names)) if names is not None and len(names) == 1 else None
 
     def _step(self, state: int, action: int) -> tuple[int, bool]:

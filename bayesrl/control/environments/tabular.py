@@ -112,6 +112,7 @@ class TabularMDP:
         if earned.shape not in (table.shape, table.shape[:2]):
             raise ControlError(f"rewards has shape {earned.shape}; use {table.shape[:2]} or {table.shape}")
         most = max(int((table != 0).sum(-1).max(initial=1)), 1)
+        # A stable sort puts the possible outcomes first, in the order of states.
         order = np.argsort(table == 0, axis=-1, kind="stable")[..., :most]
         full = np.broadcast_to(earned[..., None], table.shape) if earned.ndim == 2 else earned
         return cls(

@@ -85,8 +85,10 @@ def _to_device(mdp: TabularMDP) -> _Tables:
     probs = mdp.dense()
     rewards = np.zeros_like(probs)
     states, actions, _ = np.indices(mdp.probabilities.shape)
+    # Several outcomes may share a successor: plain indexing would keep only the last of them.
     np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
     expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
+    # NumPyro refuses −inf as a logit; 1e-38 is about the least normal number in single precision.
     log_probs, log_prior, log_start = (_numbers(np.log(np.maximum(p, 1e-38))) for p in (probs, mdp.prior, mdp.start))
     return _Tables(log_probs, _numbers(expected), jax.device_put(mdp.terminal.copy()), log_prior, log_start)
 

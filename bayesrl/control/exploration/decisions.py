@@ -80,6 +80,7 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
     """
     _check_belief(key, belief)
     values = jax.lax.map(belief.sample, split(key, num_samples))
+    # Under jit, the values are not known yet, so there is nothing to check.
     if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
         raise ControlError(
             f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "

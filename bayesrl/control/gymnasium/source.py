@@ -235,6 +235,7 @@ class GymnasiumSource(BatchSource):
             rows = at[lanes]
             earned[lanes, rows], counts[lanes, rows] = step.reward[lanes], step.counts[lanes]
             terminated[lanes, rows] = step.terminated[lanes]
+            # A failed episode is dropped as a whole, as far as it lies in this window.
             for i in np.flatnonzero(step.failed):
                 counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
             at += 1

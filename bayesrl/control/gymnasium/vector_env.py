@@ -288,7 +288,7 @@ class VectorRunner:
         self._earned[ended], self._length[ended] = 0.0, 0
         last = None
         if self._mode == "NextStep":
-            self._resetting = ended
+            self._resetting = ended  # the next call resets these instead of stepping
         elif ended.any():
             last = self._begun_anew(ended, info)
         return VectorStep(reward, terminated & ~failed, counts, failed, ended, length, finished, last)

@@ -54,6 +54,7 @@ class ActionMaskTable:
                     f"{np.flatnonzero(allowed).tolist()} now, and the model plans by what each state allows; let "
                     "observations tell the two apart, or use LinearValues"
                 )
+            # The row of an unknown state is all True, and must not join the union.
             table[state] = (table[state] & known[state]) | allowed
             known[state] = True
         self.table, self.known = table, known

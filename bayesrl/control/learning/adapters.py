@@ -48,7 +48,7 @@ class TabularAdapter(EnvAdapter):
         """Draw the first state."""
         self._rng = _generator(key)
         self._state = int(np.searchsorted(self.mdp.start.cumsum(), self._rng.random(), side="right"))
-        self._state = min(self._state, self.mdp.num_states - 1)
+        self._state = min(self._state, self.mdp.num_states - 1)  # cumulative sums may end just below 1
         return np.asarray(self._state)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:

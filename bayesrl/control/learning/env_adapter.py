@@ -113,6 +113,7 @@ class EnvAdapter(abc.ABC):
                     "belief.mean or belief.sample(key), which are −inf for all others"
                 )
             after, reward, terminated, truncated = self.step(action)
+            # Experience is kept in single precision, where a large reward overflows.
             with np.errstate(over="ignore"):
                 finite = np.isfinite(np.float32(reward))
             if not finite:

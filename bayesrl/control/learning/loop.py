@@ -165,6 +165,7 @@ class _Loop:
     def _episode(self) -> bool:
         """Explore, play, compute returns, update; return whether the callback wants to stop."""
         number, savepoint = len(self.rows), self.agent_state.savepoint()
+        # Keys depend only on the number of the episode, so a resumed run repeats an uninterrupted one.
         explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
         try:
             policy = self.agent_state.explore(explore_key, self.rule, number)

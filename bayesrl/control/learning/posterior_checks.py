@@ -180,6 +180,7 @@ def predictive_p_values(
     found: dict[str, float] = {}
     for name, pair in closure_jit(replicate)(split(data_key, num_replications), theta, rows).items():
         replicated, observed = (np.asarray(x) for x in pair)
+        # Statistics of discrete data tie, and sums in another order differ by rounding.
         tie = np.isclose(replicated, observed, rtol=1e-5, atol=1e-7)
         share = ((replicated > observed) & ~tie).mean(0) + 0.5 * tie.mean(0)
         found |= {f"{what} of {name}": float(p) for what, p in zip(("mean", "spread"), share, strict=True)}

@@ -9,7 +9,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers
 
 _AT_ONCE = 200_000
-"""Initial number of rows; each doubling beyond it recompiles everything that reads experience."""
+"""Most rows to begin with; each doubling beyond them recompiles everything that reads experience."""
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:

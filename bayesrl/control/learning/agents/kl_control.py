@@ -113,6 +113,7 @@ class KLControlAgentState(AgentState):
         seen = Observations(self._shape, jnp.dtype(env.dtype), env.num_observations, scale, masked=masked)
         self.masks = ActionMaskTable.for_env(env)
         self._size = min(env.max_steps, 2000) + 1
+        # A rollout needs γ above 0, and an environment may have γ = 0.
         rollout = RecordedRollout(ExternalEnvironment(seen, prior), self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if env.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
@@ -158,6 +159,7 @@ class KLControlAgentState(AgentState):
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
         def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
+            # Rounding may leave the last cumulative probability below 1.
             action = min(int(np.searchsorted(cumulated[int(seen)], rng.random(), side="right")), probs.shape[-1] - 1)
             return action, float(np.log(probs[int(seen), action]))
 

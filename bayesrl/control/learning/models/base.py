@@ -156,7 +156,7 @@ class ProgramModel(EnvironmentModel):
             dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
         )
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
-            # No site of that name: the read below raises the same error as it would during learning.
+            # Read the values now, so that a program without them fails before the first episode.
             jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
         self._config = StepConfig(setup.objective, _adam(setup, self.learning_rate), setup.programs)

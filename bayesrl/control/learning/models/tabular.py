@@ -252,9 +252,10 @@ class TabularModel(EnvironmentModel):
         return jnp.zeros_like(rewards), jnp.where(reached == self.num_states, rewards[..., None], following)
 
     def _backwards(self, value: Callable[[Array, Array], tuple[Array, Array]]) -> tuple[Array, Array]:
-        """Recur backwards over the states possible at each time: Q, [horizon, states, actions], and the first V, [states].
+        """Recur backwards over the states possible at each time.
 
-        `value` maps the values of the next step, [states + 1], and some states to (Q, V) in these.
+        `value` maps the next step's values, [states + 1], and some states to (Q, V) in these. The result is Q,
+        [horizon, states, actions], and V at the first step, [states].
         """
 
         def back(later: Array, at: Array) -> tuple[Array, Array]:

@@ -354,7 +354,7 @@ class EnsembleValues(NetworkValues):
         """Train all members; see `EnvironmentModel.refit`."""
 
         def one(member: Array, own: TrainState) -> TrainState:
-            # Each row keeps its noise z_k at every update, which a key of its own repeats without storing it.
+            # A fixed key per member gives each row the same noise z_k at every update, without storing it.
             fixed = jax.random.fold_in(as_hash_key(np.array([0, 7], np.uint32)), member)
 
             def jitter(rows: Array) -> Array:
