@@ -78,6 +78,7 @@ def make_chunk(loss_fn: Loss, optimizer: optax.GradientTransformation) -> Callab
 
 
 def _value_and_gradient(value: Array, surrogate: Array) -> Array:
+    # The value of one, the gradient of the other.
     return lax.stop_gradient(value) + surrogate - lax.stop_gradient(surrogate)
 
 
@@ -90,6 +91,7 @@ def bandit_loss(problem: Benchmark, num_particles: int, draw: Draw = PLAIN) -> L
         arms = draw.category(key, params["logits"], (num_particles,))
         log_q = jax.nn.log_softmax(params["logits"])[arms]
         w = lax.stop_gradient(rewards[arms] / beta + log_prior - log_q)
+        # w minus the mean of the others: a multiple of w minus the mean of all.
         advantage = (w - w.mean()) * num_particles / (num_particles - 1)
         return _value_and_gradient(-w.mean(), -(log_q * advantage).mean())
 

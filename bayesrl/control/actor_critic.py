@@ -79,7 +79,7 @@ class ActorCritic(Objective):
         return programs.draw(key, params, self.num_particles, share=False, stopped=("action",))
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Give −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
+        """Compute −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
         value, weight, go_on = (draws.guide_metrics[name] for name in (VALUE, WEIGHT, CONTINUE))
         ratio = jnp.exp(draws.scores["action"] - lax.stop_gradient(draws.log_behaviour["action"]))
         counts = (weight > 0).astype(value.dtype)
@@ -101,7 +101,7 @@ class ActorCritic(Objective):
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(metrics))
 
     def _costs(self, draws: Draws, beta: Any, weight: Array) -> Array:
-        """Give c_t in reward units, undiscounted, [particles, time]."""
+        """Compute c_t in reward units, undiscounted, [particles, time]."""
         rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
         # Scores carry γᵗ already, while traces discount by themselves.
         divisor = jnp.where(weight > 0, weight, 1.0)

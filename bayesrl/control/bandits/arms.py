@@ -106,11 +106,11 @@ class BernoulliArms(Bandit):
         return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Bernoulli(value)."""
+        """Return Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
     def init(self, num_runs: Count) -> BetaBelief:
-        """Give the prior."""
+        """Return the prior."""
         shape = (num_runs, self.num_arms)
         return BetaBelief(jnp.full(shape, float(self.prior_a)), jnp.full(shape, float(self.prior_b)))
 
@@ -146,11 +146,11 @@ class GaussianArms(Bandit):
         return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Normal(value, noise)."""
+        """Return Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
     def init(self, num_runs: Count) -> NormalBelief:
-        """Give the prior."""
+        """Return the prior."""
         shape = (num_runs, self.num_arms)
         return NormalBelief(jnp.full(shape, float(self.prior_mean)), jnp.full(shape, float(self.prior_scale) ** 2))
 
@@ -192,11 +192,11 @@ class LinearArms(Bandit):
         return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Normal(value, noise)."""
+        """Return Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
     def init(self, num_runs: Count) -> tuple[Array, Array]:
-        """Give the prior."""
+        """Return the prior."""
         precision = jnp.eye(self.num_features) / self.prior_scale**2
         return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
 
@@ -255,7 +255,7 @@ class LogisticArms(LinearArms):
         return jax.nn.sigmoid(super().expected_rewards(instances, context))
 
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Bernoulli(value)."""
+        """Return Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
     def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:

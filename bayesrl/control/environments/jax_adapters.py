@@ -229,6 +229,7 @@ def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
     if mask.shape == shape:
         return None if mask.shape == sizes and len(shape) > 1 else mask
     of_all, of_each = mask.shape == sizes, bool(sizes) and mask.shape == (len(sizes), max(sizes))
+    # A mask that fits both readings is ambiguous.
     if of_all == of_each or shape != (math.prod(sizes),):
         return None
     if of_all:

@@ -190,6 +190,7 @@ def _in_observed_order(model: PublishedModel) -> PublishedModel:
         raise ControlError(f"the published model has states that {space} does not hold")
     if places == list(range(len(places))):
         return replace(model, seen=[first + s for s in places])
+    # An observation that no state has gets a dead end, which nothing reaches.
     table: list[list[Outcomes]] = [[[(1.0, s, 0.0, True)] for _ in model.actions] for s in range(size)]
     for place, row in zip(places, model.table, strict=True):
         table[place] = [[(p, places[to], r, end) for p, to, r, end in outcomes] for outcomes in row]
@@ -269,7 +270,7 @@ def _copy_playable(environment: Any) -> tuple[Any, Any]:
 
     def twin(original: Any, without: str = "") -> Any:
         made = copy.copy(original)
-        memo[id(original)] = made
+        memo[id(original)] = made  # references to the environment from inside it lead to the copy
         for name, value in vars(original).items():
             if name == without:
                 continue

@@ -67,7 +67,7 @@ class BetaBelief(_Beta, Belief):
 
     @property
     def mean(self) -> Array:
-        """a / (a + b)."""
+        """The posterior mean, a / (a + b)."""
         return self.a / (self.a + self.b)
 
     @property

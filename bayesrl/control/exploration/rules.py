@@ -91,6 +91,7 @@ class EpsilonGreedy(Exploration):
         whether, which, tie = split_keys(key, 3)
         mean = belief.mean
         best = mean == mean.max(-1, keepdims=True)
+        # The argmax of uniform numbers breaks ties at random.
         chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
         explore = jax.random.uniform(whether, chosen.shape) < self.epsilon
         return jnp.where(explore, _anything(which, belief), chosen)

@@ -178,7 +178,7 @@ class GymnasiumSource(BatchSource):
                 playing.close()
         except ControlError:  # play will raise it again
             found = 1.0
-        self.failures.count = failed
+        self.failures.count = failed  # failures in these random steps do not count
         return found if np.isfinite(found) and found > 0 else 1.0
 
     def lane(self, index: int) -> "GymnasiumSource":

@@ -149,6 +149,7 @@ class Actions:
         """Draw from the default prior on the host, [number, *shape], over all or `allowed` actions, [number, num]."""
         if self.num is not None:
             known = np.ones((number, self.num), bool) if allowed is None else allowed
+            # The argmax of uniform numbers is a uniform draw from the allowed actions.
             return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
         if self.sizes:
             return rng.integers(self.sizes, size=(number, len(self.sizes)))
@@ -158,6 +159,7 @@ class Actions:
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the middle and half the range of vectors; 0 and 1 without bounds."""
+        # The range of an unbounded space overflows here, and is replaced below.
         with np.errstate(over="ignore", invalid="ignore"):
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
             bounded = (np.abs(low) < LARGEST_BOUND) & (np.abs(high) < LARGEST_BOUND)

@@ -263,6 +263,7 @@ class BanditEnv(EnvAdapter):
     ) -> None:
         self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
+        # A key holds two words, so a 64-bit seed fits without loss.
         key = as_hash_key(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
         self._values = closure_jit(bandit.expected_rewards, name="values")
         self._observe = closure_jit(lambda key: bandit.sample_context(key, 1), name="observe")

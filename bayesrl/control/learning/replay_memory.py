@@ -112,7 +112,7 @@ class ReplayMemory:
 
     def truncate(self, count: int) -> None:
         """Forget all rows after the first `count`."""
-        np.asarray(self._data.mask)[count:] = False
+        np.asarray(self._data.mask)[count:] = False  # the next episode overwrites these rows
         self.num_rows = count
 
     def experience(self) -> Experience:

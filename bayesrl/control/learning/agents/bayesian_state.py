@@ -163,6 +163,7 @@ class BayesianAgentState(AgentState):
         step_key = fold_in(key, 1)
 
         def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+            # A committed rule repeats the same draw at every step of the episode.
             own = key if _commits(exploration) else fold_in(step_key, time)
             return int(act(own, prepared, np.asarray(time, np.int32), np.asarray(seen), allowed, number)), np.nan
 
@@ -244,7 +245,7 @@ class BayesianAgentState(AgentState):
             return UpdateInfo()
         values = self.sample_values(fold_in(key, 1), episode.observation[0], self._batch_size)
         decision = Decision.from_samples(values, None if episode.allowed is None else episode.allowed[0])
-        best = int(np.nanargmin(decision.regret))
+        best = int(np.nanargmin(decision.regret))  # actions that are not allowed have loss nan
         return UpdateInfo(float(decision.p_optimal[best]), float(decision.regret[best]))
 
     @property

@@ -252,7 +252,7 @@ class NetworkValues(ValueModel):
 
         def step(carry: tuple[Any, Any], own: PRNGKey) -> tuple[tuple[Any, Any], None]:
             params, opt_state = carry
-            rows = jax.random.randint(own, (_BATCH,), 0, total)
+            rows = jax.random.randint(own, (_BATCH,), 0, total)  # rows with steps come first, blank ones after them
             updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
