@@ -69,13 +69,12 @@ def diagnose(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.diagnostics.diagnosis import diagnose
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> good = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
         >>> bad = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=5, progress=False)
-        >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
+        >>> bayesrl.diagnose(jax.random.key(1), good).verdict, bayesrl.diagnose(jax.random.key(1), bad).verdict
         ('pass', 'fail')
     """
     own_key, other_key = split_keys(key)

@@ -37,7 +37,7 @@ class Belief(abc.ABC):
     def sample(self, key: PRNGKey) -> Array:
         """Draw the values of all actions together, [..., actions]."""
 
-    def quantile(self, level: Array) -> Array:
+    def quantile(self, level: Array | float) -> Array:
         """Compute the quantile of this order, [..., actions]; by default, that of a Normal."""
         return jnp.asarray(dist.Normal(self.mean, jnp.sqrt(self.variance)).icdf(level))
 
@@ -80,7 +80,7 @@ class BetaBelief(_Beta, Belief):
         gammas = sample_gamma(key, jnp.stack([self.a, self.b]))
         return gammas[0] / gammas.sum(0)
 
-    def quantile(self, level: Array) -> Array:
+    def quantile(self, level: Array | float) -> Array:
         """Invert the incomplete beta function by Newton steps; a step that would leave the bracket halves it."""
         # NumPyro's Beta.icdf needs TensorFlow Probability.
         beta = dist.Beta(self.a, self.b)
@@ -184,7 +184,7 @@ class LogisticBelief(LinearBelief):
         """Draw θ, and return σ(x·θ)."""
         return jax.nn.sigmoid(super().sample(key))
 
-    def quantile(self, level: Array) -> Array:
+    def quantile(self, level: Array | float) -> Array:
         """σ of the quantile of x·θ."""
         return jax.nn.sigmoid(LinearBelief(*self).quantile(level))
 
@@ -225,7 +225,7 @@ class SampleBelief(_Samples, Belief):
         """Pick one of the samples, the same for all values."""
         return self._masked(self.samples[jax.random.randint(key, (), 0, self.samples.shape[0])])
 
-    def quantile(self, level: Array) -> Array:
+    def quantile(self, level: Array | float) -> Array:
         """Interpolate the quantile of the samples."""
         return self._masked(jnp.quantile(self.samples, level, axis=0))
 
