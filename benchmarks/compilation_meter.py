@@ -190,6 +190,13 @@ def origin(frame: FrameType | None, root: Path) -> str:
     return " < ".join(found) or "the caller"
 
 
+def _old_names() -> bool:
+    """Whether the commit that is measured is older than the names of today."""
+    import bayesrl
+
+    return "load_problem" not in bayesrl.__all__
+
+
 def readme(meter: Meter, num_calls: str) -> list[Call]:
     """Run the first calls of these: README's fit, with another key, redefined, and everything that judges the first."""
     import jax
@@ -217,7 +224,8 @@ def readme(meter: Meter, num_calls: str) -> list[Call]:
         made[0].estimate(keys[2], 1000)
         bayesrl.evidence(keys[3], made[0])
         bayesrl.diagnose(keys[4], made[0])
-        bayesrl.write_report(jax.random.key(0), "report.html", made[0])
+        given = ("report.html", made[0])
+        bayesrl.write_report(*(given if _old_names() else (jax.random.key(0), *given)))
 
     calls: list[Callable[[], Any]] = [
         lambda: made.append(bayesrl.fit(keys[0], first, beta=0.1)),
@@ -235,7 +243,8 @@ def act(meter: Meter) -> list[Call]:
 
     import bayesrl
 
-    problem = bayesrl.load_problem("cartpole", physics="program", steps=2)
+    load: Any = getattr(bayesrl, "ready_model" if _old_names() else "load_problem")
+    problem = load("cartpole", physics="program", steps=2)
     posterior = bayesrl.fit(
         jax.random.key(0), problem.policy, *problem.args, beta=problem.beta, progress=False, **problem.fit_options
     )
