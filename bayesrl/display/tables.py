@@ -77,6 +77,9 @@ class Table(NamedTuple):
         """One letter per column."""
         return self.alignment or "l" + "r" * (len(self.headings) - 1)
 
+    def __str__(self) -> str:
+        return format_text([self])
+
     def transpose(self) -> "Table":
         """Return the table with rows and columns exchanged, without notes."""
         columns = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.headings)

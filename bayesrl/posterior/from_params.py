@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
@@ -14,7 +15,8 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import declared_params
-from bayesrl.errors import GuideError
+from bayesrl.core.unsupported import check_arguments, explain_errors
+from bayesrl.errors import GuideError, PolicyError
 from bayesrl.guides import AutoGuide
 from bayesrl.posterior.policy_and_guide import bind_params, bind_programs, draw_and_check
 from bayesrl.posterior.sampling import draw_prior
@@ -48,9 +50,10 @@ def posterior_at(
         )
     key = key_from_seed(0)  # for the checks, and for the draws that the posterior carries
     with trace_cache(), host_errors():
-        policy, params = _with_trained_policy(policy, guide, params, args) if beta is not None else (policy, params)
+        if beta is not None and guide is not None:
+            policy, params = _with_trained_policy(policy, guide, params, args, unconstrained=unconstrained)
         bound = bind_programs(key, policy, args, beta, guide)
-        own = bind_params(bound.programs, bound.params, params, unconstrained=unconstrained)
+        own = bind_params("guide", bound.params, bound.programs.transforms, params, unconstrained=unconstrained)
         draw_and_check(key, bound.programs, own, by_hand=True)
         bare = kind(
             beta=None if beta is None else float(beta),
@@ -66,17 +69,39 @@ def posterior_at(
 
 
 def _with_trained_policy(
-    policy: Program, guide: Program | None, params: Mapping[str, Any], args: tuple[Any, ...]
+    policy: Program, guide: Program, params: Mapping[str, Any], args: tuple[Any, ...], *, unconstrained: bool
 ) -> tuple[Program, Mapping[str, Any]]:
-    """Substitute the policy's own parameters into it; NumPyro's SVI trains these too."""
-    if guide is None:
+    """Substitute the policy's own parameters into it; NumPyro's SVI trains these too.
+
+    A name that the guide declares as well is the guide's: a guide that tilts a policy is a copy of it.
+
+    Raises:
+        GuideError: a parameter is none that the policy can take, or it is not given and its first value is random.
+    """
+    check_arguments(policy, args, "the policy", PolicyError)
+    check_arguments(guide, args, "the guide", GuideError)
+    with explain_errors("the policy", PolicyError):
+        declared, transforms = declared_params(key_from_seed(0), policy, *args)
+    if not declared:
         return policy, params
-    key = key_from_seed(0)
-    own = declared_params(key, policy, *args)[0]
-    held = {name: value for name, value in params.items() if name in own}
-    if not held:
+    with explain_errors("the guide", GuideError):
+        of_guide = declared_params(key_from_seed(0), guide, *args)[0]
+    given = {name: value for name, value in params.items() if name in declared and name not in of_guide}
+    others = declared_params(key_from_seed(1), policy, *args)[0] if len(given) < len(declared) else {}
+    for name, value in others.items():
+        if name not in given and not jax.tree.all(jax.tree.map(np.array_equal, value, declared[name])):
+            raise GuideError(
+                f"parameter {name!r} of the policy has a random first value, so its prior is not known; pass "
+                "state.policy, which holds that of the run, or another policy with its parameters substituted"
+            )
+    if not given:
         return policy, params
-    return handlers.substitute(policy, data=held), {name: x for name, x in params.items() if name not in held}
+    own = {name: declared[name] for name in given}
+    bound = bind_params("policy", own, transforms, given, unconstrained=unconstrained)
+    values = {name: transforms[name](x) if name in transforms else x for name, x in bound.items()}
+    return handlers.substitute(policy, data=jax.tree.map(jnp.asarray, values)), {
+        name: x for name, x in params.items() if name not in given
+    }
 
 
 def with_draws(key: PRNGKey, posterior: Any) -> Any:

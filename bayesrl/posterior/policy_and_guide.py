@@ -174,45 +174,55 @@ def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
         )
 
 
-def bind_params(programs: Programs, declared: Params, given: Mapping[str, Any], *, unconstrained: bool) -> Params:
+def bind_params(
+    whose: str,
+    declared: Params,
+    transforms: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    unconstrained: bool,
+) -> Params:
     """Check parameters that were trained elsewhere, and return them unconstrained, as the programs take them.
 
     Args:
-        programs: policy and guide.
-        declared: the parameters that they declare, unconstrained.
+        whose: "guide" or "policy", for messages.
+        declared: the parameters that it declares, unconstrained.
+        transforms: from unconstrained to constrained values, by name.
         given: the trained parameters by name, constrained as declared, or unconstrained.
         unconstrained: whether `given` is unconstrained.
 
     Raises:
         GuideError: a parameter is missing, unknown, of the wrong shape, not finite, or outside its constraint.
     """
-    names = f"the guide declares {sorted(declared)}"
+    names = f"the {whose} declares {sorted(declared)}"
     missing, unknown = [n for n in declared if n not in given], [n for n in given if n not in declared]
     if missing or unknown:
         what = f"lack {missing[0]!r}" if missing else f"hold {unknown[0]!r}"
         raise GuideError(
-            f"params {what}, and {names}; pass those of this guide, as svi.get_params(state) of NumPyro, "
-            "state.params or posterior.params give them"
+            f"params {what}, and {names}; pass those of this {whose}, as svi.get_params(state) of "
+            "NumPyro or state.params give them"
         )
     found = {}
     for name, own in declared.items():
-        transform = programs.transforms.get(name)
+        transform = transforms.get(name)
         shapes = own if transform is None or unconstrained else jax.eval_shape(transform, own)
         try:
             value = jax.tree.map(jnp.asarray, given[name])
         except (TypeError, ValueError):
-            raise GuideError(f"parameter {name!r} is not made of numbers; pass arrays of the guide's shapes") from None
+            raise GuideError(
+                f"parameter {name!r} is not made of numbers; pass arrays of the {whose}'s shapes"
+            ) from None
         if _shapes(shapes) != _shapes(value):
             raise GuideError(
-                f"parameter {name!r} has shape {_shapes(value)[0]}, and the guide declares {_shapes(shapes)[0]}; pass "
-                "the guide and the arguments that it was trained with"
+                f"parameter {name!r} has shape {_shapes(value)[0]}, and the {whose} declares {_shapes(shapes)[0]}; "
+                f"pass the {whose} and the arguments that it was trained with"
             )
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
             raise GuideError(f"parameter {name!r} is not finite everywhere; pass parameters from before it diverged")
         if transform is not None and not unconstrained:
             if not bool(jnp.all(transform.codomain(value))):
                 raise GuideError(
-                    f"parameter {name!r} lies outside of its constraint {transform.codomain}; pass it as the guide "
+                    f"parameter {name!r} lies outside of its constraint {transform.codomain}; pass it as the {whose} "
                     "declares it, or unconstrained=True where it is the unconstrained value"
                 )
             value = transform.inv(value)

@@ -47,7 +47,8 @@ def init(
         key: for the random choices before the first step; consumed whole.
         policy: a NumPyro program that draws actions and collects `bayesrl.reward`s.
         *args: its arguments; arrays are leaves of the state, everything else is static.
-        beta: temperature, reward units per nat: a number. For several, stack several states and use `jax.vmap`.
+        beta: temperature, reward units per nat: a number. For several, spread one state over them,
+            `states = jax.vmap(lambda beta: dataclasses.replace(state, beta=beta))(betas)`, and step under `jax.vmap`.
         guide: as in `fit`.
         objective: as in `fit`.
         optimizer: as in `fit`; by default Adam with a cosine decay to 0 over `num_steps`.
@@ -75,7 +76,10 @@ def init(
         1.309
     """
     if isinstance(beta, np.ndarray | jax.Array) and beta.ndim > 0:
-        raise FitError(f"beta has shape {beta.shape}; pass a number, and stack states for several")
+        raise FitError(
+            f"beta has shape {beta.shape}; pass one number, and spread the state over several: "
+            "jax.vmap(lambda beta: dataclasses.replace(state, beta=beta))(betas)"
+        )
     given = None if optimizer is None else as_optimizer(optimizer)
     with trace_cache(), host_errors():
         chosen = ReverseKL() if objective is None else as_objective(objective)

@@ -98,6 +98,11 @@ class State(eqx.Module):
         return self.config.programs.constrain(self.train.average)
 
     @property
+    def policy(self) -> Program:
+        """The policy with its own parameters as they were at the start of the run: the prior."""
+        return self.config.programs.policy
+
+    @property
     def guide(self) -> Program | None:
         """The program that draws; None if the policy draws nothing."""
         return self.config.programs.guide

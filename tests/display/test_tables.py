@@ -139,3 +139,7 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
 )
 def test_numbers_in_words(value: str, text: str) -> None:
     assert value == text
+
+
+def test_a_table_prints_as_text() -> None:
+    assert str(Table(("β", "J"), [("0.1", "0.75")])).splitlines()[-1].split() == ["0.1", "0.75"]

@@ -116,7 +116,7 @@ def test_states_are_stacked_over_seeds_and_temperatures() -> None:
 
 
 def test_an_array_of_temperatures_is_refused() -> None:
-    with pytest.raises(FitError, match=r"beta has shape \(2,\); pass a number"):
+    with pytest.raises(FitError, match=r"beta has shape \(2,\); pass one number, and spread"):
         bayesrl.init(KEY, bandit, beta=jnp.array([0.1, 0.2]))
 
 
@@ -192,6 +192,73 @@ def test_parameters_of_the_policy_are_its_prior() -> None:
     np.testing.assert_allclose(
         np.ravel(bayesrl.evidence(jax.random.key(1), posterior).optimum.mean), optimum, atol=2e-5
     )
+
+
+def trained(policy: Any, guide: Any = None) -> bayesrl.State:
+    state = bayesrl.init(jax.random.key(3), policy, beta=BETA, guide=guide, num_steps=50)
+    keys = jax.random.split(jax.random.key(4), 50)
+    return jax.lax.scan(lambda state, key: (bayesrl.step(key, state)[0], None), state, keys)[0]
+
+
+def own_prior(initial: Any) -> Any:
+    def policy() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=numpyro.param("bias", initial)))
+        bayesrl.reward("payoff", MEANS[arm])
+
+    return policy
+
+
+def test_a_guide_may_declare_the_names_of_the_policy() -> None:
+    """The automatic guide is a copy of the policy: its "bias" is its own, and the prior's stays where it was."""
+    policy = own_prior(jnp.array([1.0, 0.0, 0.0, 0.0]))
+    state = trained(policy)
+    evidence = bayesrl.evidence(jax.random.key(1), bayesrl.Posterior.at(policy, state.guide, state.params, beta=BETA))
+    prior = np.asarray(jax.nn.softmax(jnp.array([1.0, 0.0, 0.0, 0.0])), float)
+    optimum = BETA * np.log(prior @ np.exp(np.asarray(MEANS, float) / BETA))
+    np.testing.assert_allclose(np.ravel(evidence.optimum.mean), optimum, atol=2e-5)
+    assert float(np.ravel(evidence.objective.mean)[0]) <= optimum + 2e-5
+
+
+def test_a_random_prior_is_that_of_the_run() -> None:
+    policy = own_prior(lambda key: 2 * jax.random.normal(key, (4,)))
+    state = trained(policy, table_guide)
+    with pytest.raises(GuideError, match=r"'bias' of the policy has a random first value.*state\.policy"):
+        bayesrl.Posterior.at(policy, table_guide, state.params, beta=BETA)
+    evidence = bayesrl.evidence(
+        jax.random.key(1), bayesrl.Posterior.at(state.policy, table_guide, state.params, beta=BETA)
+    )
+    exact = bayesrl.enumerate_posterior(state.policy, beta=BETA)
+    np.testing.assert_allclose(np.ravel(evidence.optimum.mean), np.ravel(exact.optimum), atol=2e-5)
+
+
+def test_parameters_of_the_policy_are_checked_as_those_of_the_guide() -> None:
+    def policy() -> None:
+        scale = numpyro.param("scale", 2.0, constraint=dist.constraints.positive)
+        arm = numpyro.sample("arm", dist.Categorical(logits=scale * jnp.arange(4.0)))
+        bayesrl.reward("payoff", MEANS[arm])
+
+    guide_params = probabilities()
+    one = bayesrl.Posterior.at(policy, table_guide, guide_params | {"scale": 0.5}, beta=BETA)
+    unbound = {name: dist.transforms.biject_to(dist.constraints.simplex).inv(x) for name, x in guide_params.items()}
+    other = bayesrl.Posterior.at(policy, table_guide, unbound | {"scale": jnp.log(0.5)}, beta=BETA, unconstrained=True)
+    kls = [np.ravel(bayesrl.evidence(jax.random.key(1), x).kl.mean)[0] for x in (one, other)]
+    np.testing.assert_allclose(kls[0], kls[1], rtol=1e-5)
+    for value, message in (
+        (-2.0, "outside of its constraint"),
+        (jnp.zeros(3), "shape"),
+        (jnp.nan, "finite"),
+        ("x", "numbers"),
+    ):
+        with pytest.raises(GuideError, match=f"parameter 'scale' .*{message}"):
+            bayesrl.Posterior.at(policy, table_guide, guide_params | {"scale": value}, beta=BETA)
+
+
+def test_missing_arguments_are_named() -> None:
+    def policy(means: Any) -> None:
+        bayesrl.reward("payoff", means[numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4)))])
+
+    with pytest.raises(PolicyError, match="means"):
+        bayesrl.Posterior.at(policy, table_guide, probabilities(), beta=BETA)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

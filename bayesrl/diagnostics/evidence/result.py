@@ -267,7 +267,7 @@ class Evidence(Displayable):
         missing = [row.no_khat for row in rows if row.no_khat]
         sentences = [f"ESS and k̂ are of {self.num_weighed:,} draws of the fit."] if self.num_weighed else []
         at_some = "" if len(missing) == len(rows) else " at some β"
-        return " ".join([*sentences, *(f"k̂ is not told{at_some}: {reason}." for reason in dict.fromkeys(missing))])
+        return " ".join([*sentences, *(f"k̂ is not given{at_some}: {reason}." for reason in dict.fromkeys(missing))])
 
     # ---- as text -----------------------------------------------------------------------------
 
