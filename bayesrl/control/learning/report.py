@@ -32,6 +32,7 @@ from bayesrl.report.sections import section_parts, verdict_card
 from bayesrl.report.write import register_report
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
+from bayesrl.value_checks import format_value
 
 
 def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
@@ -183,7 +184,12 @@ def _over(values: Sequence[float]) -> str:
 
 @register_report(LearnResult)
 def _registered_parts(key: PRNGKey, named: Mapping[str, Any], sections: Sequence[Section]) -> list[Part]:
-    runs = {name: [run] if isinstance(run, LearnResult) else list(run) for name, run in named.items()}
+    runs = {name: [run] if isinstance(run, LearnResult) else run for name, run in named.items()}
+    for name, several in runs.items():
+        if not isinstance(several, list | tuple) or not all(isinstance(run, LearnResult) for run in several):
+            raise ControlError(
+                f"posteriors[{name!r}] is {format_value(several)} beside a result of learn; write a report of each kind"
+            )
     return learning_parts(key, runs, sections)
 
 

@@ -254,6 +254,8 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     assert "cumulated regret" in bayesrl.write_report(jax.random.key(0), tmp_path / "c.html", control_run).read_text(
         encoding="utf-8"
     )
+    with pytest.raises(ControlError, match=r"posteriors\['fit'\] is .* beside a result of learn"):
+        bayesrl.write_report(jax.random.key(0), tmp_path / "c.html", {"run": control_run, "fit": "a posterior"})
     assert set(bayesrl.to_datatree(control_run).children) == {"training"}
     with pytest.raises(ControlError, match="believes nothing"):
         control_run.sample(KEY)
