@@ -159,7 +159,7 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
         if interrupted:
             raise KeyboardInterrupt
         settings = _settings(key, num_steps, 1, None, None, optimizer)
-        return bare_posterior(key, setup, state, rows, settings, None, interrupted=False)
+        return posterior_of(key, setup, state, rows, settings, None, interrupted=False, drawn=False)
 
 
 def _fit(
@@ -256,26 +256,12 @@ def posterior_of(
     beta: Any,
     *,
     interrupted: bool,
+    drawn: bool = True,
 ) -> Posterior:
-    """Make the posterior of a state: averaged parameters, history and draws."""
-    bare = bare_posterior(key, setup, state, rows, settings, beta, interrupted=interrupted)
-    return with_draws(fold_in(key, 6), bare)
-
-
-def bare_posterior(
-    key: PRNGKey,
-    setup: Setup,
-    state: State,
-    rows: list[dict[str, np.ndarray]],
-    settings: dict[str, Any],
-    beta: Any,
-    *,
-    interrupted: bool,
-) -> Posterior:
-    """Make the posterior of a state without draws."""
+    """Make the posterior of a state: averaged parameters, history and, if `drawn`, draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
     params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(state.train.average))
-    return Posterior(
+    made = Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,
         history=stack(rows) or {"loss": np.zeros((0, *shape)), "step": np.zeros(0, int)},
@@ -286,6 +272,7 @@ def bare_posterior(
         interrupted=interrupted,
         programs=setup.programs,
     )
+    return with_draws(fold_in(key, 6), made) if drawn else made
 
 
 def save_posterior(folder: Path, posterior: Posterior) -> None:
