@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.evidence.bounds import evidence
     from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import coverage
-    from bayesrl.diagnostics.result_types import Section
     from bayesrl.diagnostics.reward_kl_frontier import frontier
     from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
+    from bayesrl.display.section import Section
     from bayesrl.exact.enumeration import enumerate_posterior
     from bayesrl.exact.weighted_draws import WeightedDraws
     from bayesrl.monte_carlo.importance_sampling import importance
@@ -45,7 +45,7 @@ _HOMES = {
     "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.evidence.result": ("Evidence",),
-    "bayesrl.diagnostics.result_types": ("Section",),
+    "bayesrl.display.section": ("Section",),
     "bayesrl.core.density": ("log_density",),
     "bayesrl.statistics.estimates": ("Estimate", "Interval"),
     "bayesrl.core.handlers": ("full_data", "tilt"),

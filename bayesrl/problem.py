@@ -12,7 +12,7 @@ from bayesrl.argument_types import LazyAnnotation, Requirement
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.compilation.random_keys import fold_in
-from bayesrl.diagnostics.result_types import Section
+from bayesrl.display.section import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.ready_models import COMMANDS, ProblemError, check_use, declared_options, model_path, needed, no_function

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bayesrl.diagnostics.checks import Check, Outcome
+from bayesrl.diagnostics.diagnosis import Diagnosis, Verdict
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.result_types import Check, Diagnosis, Frontier, Outcome, Verdict
+from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.statistics.estimates import Estimate, Interval
 
 HOSTILE = "</td><script>document.title='taken'</script><img src=x onerror=alert(1)> & $\\frac{ \x1b[31m"

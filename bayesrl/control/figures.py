@@ -14,9 +14,9 @@ from bayesrl.control.environments.tabular_rollout import action_probs
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
-from bayesrl.diagnostics.result_types import Section
 from bayesrl.display.formatting import format_number
 from bayesrl.display.formatting import format_share as in_percent
+from bayesrl.display.section import Section
 from bayesrl.errors import ControlError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.site_panels import panel, style_axes

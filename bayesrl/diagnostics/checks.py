@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bayesrl.diagnostics.convergence import TrainingTrend
 from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, TIED, Evidence
 from bayesrl.diagnostics.interval_text import draws_text
-from bayesrl.diagnostics.result_types import Check, Outcome
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
-from bayesrl.display.formatting import format_number, format_share
+from bayesrl.display.formatting import format_number, format_share, format_with_limit
+from bayesrl.display.tables import MARKS, Table
 
 GOOD_SHARE = 0.0224
 """A verdict changes when the gap is √(1% · 5%) of J* − J(π₀), half way from good to bad on the log scale."""
@@ -28,6 +29,46 @@ LEAST_WORTH = 0.1
 RHAT = 1.05
 SMALL_KL = 3e-6
 """A fit this close to p*, in nats, is good however small the possible gain: single precision resolves no more."""
+
+type Outcome = Literal["pass", "warn", "fail", "unknown"]
+
+
+class Check(NamedTuple):
+    """One question about a fit, and its answer.
+
+    Attributes:
+        name: the question, in two or three words.
+        value: the measured value, the worst over β; nan if it could not be measured.
+        threshold: where warning or failure begins.
+        least: whether the threshold is the least good value; by default it is the greatest.
+        outcome: pass, warn, fail, or unknown if it could not be measured.
+        explanation: one sentence: what the value means, and what to do.
+        reference: where the check comes from.
+    """
+
+    name: str
+    value: float
+    threshold: float
+    outcome: Outcome
+    explanation: str
+    reference: str
+    least: bool = False
+
+    @property
+    def value_text(self) -> str:
+        """The value, with enough digits to show on which side of the threshold it is."""
+        return format_with_limit(self.value, self.threshold)[0]
+
+    @property
+    def limit(self) -> str:
+        """The threshold, with the sign of its good side."""
+        return f"{'≥' if self.least else '≤'} {format_with_limit(self.value, self.threshold)[1]}"
+
+
+def checks_listing(checks: Sequence[Check]) -> Table:
+    """One row per check, with its advice as a note."""
+    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.value_text, c.limit) for c in checks]
+    return Table(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
 
 
 def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,13 +16,14 @@ from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
-from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.result_types import Comparison
+from bayesrl.display.formatting import estimate_at, format_estimate
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.definitions import divergence
 from bayesrl.statistics.estimates import Estimate, Interval
-from bayesrl.statistics.quantities import divergence
 from bayesrl.typing import Numbers, PRNGKey
 
 _LEAST_EACH = 64
@@ -29,6 +31,48 @@ _CELLS = 2**24
 _ELEMENTS = 2**22
 _EPS = float(np.finfo(np.float32).eps)
 _SAME = 1e-4
+
+
+@checked(EngineError)
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayable):
+    """Fits of one problem side by side, on common draws.
+
+    Attributes:
+        names: names of the fits; differences are to the first.
+        objective: J of each, reward units, [fit].
+        reward: E[R] of each.
+        kl: KL(q‖π₀) of each, nats.
+        delta_objective: J minus that of the first, with paired standard error, [fit].
+        delta_reward: the same for E[R].
+        delta_kl: the same for KL.
+        log_marginal: log p(y), nats, [fit], the same for all fits; None unless there are data beside rewards.
+    """
+
+    names: Sequence[str]
+    objective: Interval
+    reward: Interval
+    kl: Interval
+    delta_objective: Interval
+    delta_reward: Interval
+    delta_kl: Interval
+    log_marginal: Interval | None = None
+
+    def table(self) -> Table:
+        """One row per fit, with its differences to the first."""
+        columns = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
+        rows = [
+            (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(columns)))
+            for i, name in enumerate(self.names)
+        ]
+        headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]
+        if self.log_marginal is not None:
+            headings.append("log p(y)")
+            rows = [(*row, format_estimate(estimate_at(self.log_marginal, i))) for i, row in enumerate(rows)]
+        return Table(headings, rows)
+
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        return (self.table(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))
 
 
 @checked(EngineError)

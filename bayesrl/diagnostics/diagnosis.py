@@ -1,7 +1,9 @@
 """`diagnose`: whether you can trust a fit."""
 
 import math
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -9,6 +11,8 @@ from bayesrl.arguments import CountOrZero, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.checks import (
+    Check,
+    checks_listing,
     convergence_check,
     coverage_check,
     entropy_check,
@@ -23,11 +27,38 @@ from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evaluate
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
-from bayesrl.diagnostics.result_types import Check, Diagnosis, Verdict
+from bayesrl.diagnostics.evidence.tempered_sample import worth_of
+from bayesrl.display.tables import Displayable, DisplayBlock, Line
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import PRNGKey
+
+type Verdict = Literal["pass", "fail", "unknown"]
+
+
+@checked(EngineError)
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Displayable):
+    """Whether you can trust a fit.
+
+    Attributes:
+        verdict: pass, fail, or unknown if p* is out of reach.
+        explanation: why, and what would settle it.
+        checks: every question and its answer.
+        evidence: what the first checks rest on; None if p* cannot be approached at all.
+    """
+
+    verdict: Verdict
+    explanation: str
+    checks: tuple[Check, ...]
+    evidence: Evidence | None
+
+    def __getitem__(self, name: str) -> Check:
+        return next(check for check in self.checks if check.name == name)
+
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        numbers = () if self.evidence is None else self.evidence._blocks()
+        return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers)
 
 
 @checked(EngineError, *KNOWN)

@@ -14,9 +14,9 @@ from bayesrl.arguments import Level, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
+from bayesrl.diagnostics.checks import Outcome
 from bayesrl.diagnostics.comparison import unlike_sites
-from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.result_types import Outcome
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.display.formatting import format_beta, format_estimate, format_percent
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError

@@ -1,7 +1,8 @@
 """`frontier`: reward against KL over an array of β, and whether it behaves as every optimum does."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -10,12 +11,14 @@ from scipy.special import ndtri
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
+from bayesrl.diagnostics.checks import Check, Outcome, checks_listing
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.bounds import RequestedMethod
 from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.result_types import Check, Frontier, Outcome
+from bayesrl.display.formatting import estimate_at, format_estimate
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
@@ -31,6 +34,41 @@ _EPS = float(np.finfo(np.float32).eps)
 _APART = 4.0
 _CELLS = 2**23
 _MARGIN = float(ndtri(0.975))
+
+
+@checked(EngineError)
+@dataclass(frozen=True, repr=False)
+class Frontier(Displayable):
+    """Reward against KL over an array of β, and whether it behaves as every optimum does.
+
+    Attributes:
+        beta: temperatures, ascending, reward units per nat, [beta].
+        evidence: evidence about the fit at these β.
+        checks: `dJ*/dβ = −KL`, `J* non-increasing`, `J* convex`, `E[R] non-increasing`,
+            `KL non-increasing`, `E[R] concave in KL`; they pass within error.
+        gold: the gold metric at each β, or None.
+        turning_point: β of the greatest gold while the proxy still rises; None if gold does not turn down.
+    """
+
+    beta: np.ndarray
+    evidence: Evidence
+    checks: tuple[Check, ...]
+    gold: Interval | None
+    turning_point: float | None
+
+    def table(self) -> Table:
+        """One row per temperature, with the gold metric if there is one."""
+        listing = self.evidence.table()
+        if self.gold is None:
+            return listing
+        gold = [format_estimate(estimate_at(self.gold, i)) for i in range(len(listing.rows))]
+        rows = [(*row, cell) for row, cell in zip(listing.rows, gold, strict=True)]
+        return Table((*listing.headings, "gold"), rows)
+
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        turn = [] if self.turning_point is None else [Line(f"Gold is greatest at β = {self.turning_point:.3g}.")]
+        legend = Line(f"({self.evidence.legend})")
+        return (self.table(), legend, checks_listing(self.checks), *turn)
 
 
 def _made_already(given: Mapping[str, Any]) -> bool:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.diagnostics.result_types import Section
 from bayesrl.display.formatting import format_estimate, format_number, pluralize, truncate
+from bayesrl.display.section import Section
 from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompted_policy import PromptedPolicy

@@ -13,7 +13,7 @@ from numpyro.infer.elbo import ELBO
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
-from bayesrl.statistics.quantities import divergence, is_conditioned
+from bayesrl.statistics.definitions import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
 
 
@@ -21,7 +21,7 @@ class Info(NamedTuple):
     """Statistics of one evaluation of an objective: scalar means over draws and contexts.
 
     With both data and rewards, J is known up to −β·log p(y) and KL up to log p(y); the history adds these terms
-    later. See `bayesrl.statistics.quantities`.
+    later. See `bayesrl.statistics.definitions`.
 
     Attributes:
         objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).

@@ -20,7 +20,7 @@ from bayesrl.errors import GuideError, PolicyError
 from bayesrl.guides import AutoGuide
 from bayesrl.posterior.policy_and_guide import bind_params, bind_programs, draw_and_check
 from bayesrl.posterior.sampling import draw_prior
-from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.statistics.definitions import is_conditioned
 from bayesrl.typing import PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000

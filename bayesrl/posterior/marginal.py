@@ -14,8 +14,8 @@ from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.enumeration import exact_metrics
 from bayesrl.exact.tabulation import freeze_program, tabulate_stages
 from bayesrl.posterior.sampling import draw_fit, draw_start
+from bayesrl.statistics.definitions import has_marginal, is_conditioned
 from bayesrl.statistics.estimates import Estimate
-from bayesrl.statistics.quantities import has_marginal, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
 
 

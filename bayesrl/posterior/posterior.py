@@ -173,7 +173,7 @@ class Posterior(Displayable):
     def estimate(self, key: PRNGKey, num_samples: CountAboveOne, *new_args: Any) -> Estimates:
         """Estimate J, E[R] and KL(q‖π₀) per context from fresh draws.
 
-        J = β · E_q[w], whose noise vanishes at the optimum. `bayesrl.statistics.quantities` defines each quantity.
+        J = β · E_q[w], whose noise vanishes at the optimum. `bayesrl.statistics.definitions` defines each quantity.
 
         Args:
             key: consumed whole.

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from bayesrl.compilation.random_keys import fold_in, split_keys
-from bayesrl.diagnostics.diagnosis import diagnose
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit, trains_policy
+from bayesrl.diagnostics.diagnosis import Diagnosis, diagnose
 from bayesrl.diagnostics.evidence.bounds import estimate_metrics, evaluate_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.full_data import full_data_fit, trains_policy
 from bayesrl.diagnostics.interval_text import has_mean
-from bayesrl.diagnostics.result_types import Diagnosis, Frontier
+from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.diagnostics.reward_kl_frontier import frontier as find_frontier
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target

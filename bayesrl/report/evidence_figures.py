@@ -6,7 +6,7 @@ import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.result_types import Frontier
+from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from bayesrl.diagnostics.checks import Check
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.result_types import Check
 from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError

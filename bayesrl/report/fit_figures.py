@@ -11,7 +11,7 @@ import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, Location, checked
 from bayesrl.compilation.random_keys import key_from_seed
-from bayesrl.diagnostics.full_data import full_data_fit
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.files.regular_files import file_name, write_file

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.diagnostics.result_types import Section
 from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format_estimate, format_number
+from bayesrl.display.section import Section
 from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
 from bayesrl.report.contents import ReportContents
 from bayesrl.report.figure_sections import checks_table, figure_parts

@@ -12,7 +12,9 @@ from bayesrl import run_folder
 from bayesrl.arguments import Location, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
-from bayesrl.diagnostics.result_types import Diagnosis, Frontier, Section
+from bayesrl.diagnostics.diagnosis import Diagnosis
+from bayesrl.diagnostics.reward_kl_frontier import Frontier
+from bayesrl.display.section import Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.digests import blank, stamped
 from bayesrl.posterior.posterior import Posterior

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from bayesrl.core.draws import Totals
+from bayesrl.statistics.definitions import divergence, rounding
 from bayesrl.statistics.estimates import Estimate, Estimates
-from bayesrl.statistics.quantities import divergence, rounding
 
 
 def library_of(tree: Any) -> Any:
@@ -28,7 +28,7 @@ def summarise(
         metrics: metrics of the draws, by name.
         beta: temperatures, [*beta], reward units per nat; None without rewards.
         lead: number of axes before that of the draws.
-        marginal: log p(y), if there are data beside rewards; see `bayesrl.statistics.quantities`.
+        marginal: log p(y), if there are data beside rewards; see `bayesrl.statistics.definitions`.
     """
     xp = library_of(totals)
     scale = np.asarray(1.0 if beta is None else beta, float)

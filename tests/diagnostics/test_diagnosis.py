@@ -13,6 +13,7 @@ import pytest
 import bayesrl
 from bayesrl.diagnostics.checks import (
     GOOD_SHARE,
+    Check,
     entropy_check,
     gap_check,
     restarts_check,
@@ -21,8 +22,7 @@ from bayesrl.diagnostics.checks import (
 )
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.bounds import evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
-from bayesrl.diagnostics.result_types import Check
+from bayesrl.diagnostics.evidence.tempered_sample import worth_of
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval

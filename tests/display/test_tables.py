@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
-from bayesrl.diagnostics.result_types import Comparison
+from bayesrl.diagnostics.comparison import Comparison
 from bayesrl.display.formatting import format_estimate, format_interval, format_number, format_percent, truncate
 from bayesrl.display.tables import Displayable, Line, Table, format_text, tag
 from bayesrl.posterior.posterior import Posterior

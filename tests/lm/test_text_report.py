@@ -16,7 +16,7 @@ from jax import Array
 from readings import adds_up, read_report, several
 
 import bayesrl
-from bayesrl.diagnostics.result_types import Section
+from bayesrl.display.section import Section
 from bayesrl.errors import LanguageModelError, PolicyError
 from bayesrl.lm import (
     GPT2,

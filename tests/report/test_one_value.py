@@ -17,9 +17,8 @@ from readings import adds_up, numbers_of, read_pairs, read_report, several
 import bayesrl
 from bayesrl import control
 from bayesrl.control.learning.report import summary
-from bayesrl.diagnostics.checks import GOOD_SHARE
+from bayesrl.diagnostics.checks import GOOD_SHARE, Check
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.result_types import Check
 from bayesrl.display.formatting import format_with_limit
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.contents import collect

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import bayesrl
 from bayesrl.diagnostics.diagnosis import diagnose
-from bayesrl.diagnostics.result_types import Section
+from bayesrl.display.section import Section
 from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report import page as page_module

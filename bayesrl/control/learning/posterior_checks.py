@@ -14,7 +14,7 @@ from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import LearnResult, draws_dataset
 from bayesrl.core.primitives import site_kind
-from bayesrl.diagnostics.result_types import Check
+from bayesrl.diagnostics.checks import Check
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey, PRNGKeys
 

@@ -22,8 +22,9 @@ from bayesrl.control.learning.figures import (
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
 from bayesrl.control.learning.result import LearnResult
 from bayesrl.control.planning import soft_value_iteration
-from bayesrl.diagnostics.result_types import Check, Section
+from bayesrl.diagnostics.checks import Check
 from bayesrl.display.formatting import format_estimate, format_number
+from bayesrl.display.section import Section
 from bayesrl.display.tables import Table, tag
 from bayesrl.errors import ControlError
 from bayesrl.report.figure_sections import checks_table

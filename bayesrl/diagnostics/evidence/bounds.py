@@ -14,6 +14,7 @@ from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
@@ -26,15 +27,14 @@ from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
 from bayesrl.diagnostics.evidence.by_sampling import bracket_by_sampling, find_bounds, most_draws
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import Bounds, SampledEvidence, worth_of
-from bayesrl.diagnostics.full_data import full_data_fit
+from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample, worth_of
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.definitions import is_conditioned
 from bayesrl.statistics.estimates import Estimate
-from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import Params, PRNGKey
 
 type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
@@ -306,7 +306,7 @@ class _Search:
 
     def _sampled(
         self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample]
-    ) -> tuple[Evidence, SampledEvidence]:
+    ) -> tuple[Evidence, TemperedSample]:
         """Bracket from draws; importance sampling and NUTS do not bound log Z from above here."""
         bounds = Bounds() if self.method in ("importance", "nuts") else find_bounds(programs, beta, self.reward_bound)
         num = most_draws(self.num_samples, programs.structure)

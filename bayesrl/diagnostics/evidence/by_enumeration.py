@@ -10,7 +10,7 @@ from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import SampledEvidence
+from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import Evaluation, evaluate_exactly
 from bayesrl.exact.weighted_draws import WeightedDraws
@@ -106,7 +106,7 @@ def _from_draws(
     draw_key, target_key = split_keys(key)
     sample = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
     log_z = optimum / (1.0 if beta is None else beta) + marginal
-    sampled = SampledEvidence(sample, beta, observed=bool(structure.names("observed")), known=log_z)
+    sampled = TemperedSample(sample, beta, observed=bool(structure.names("observed")), known=log_z)
     found = sampled.evidence(structure.context_shape, "enumeration", marginal)
     found = replace(found, **_sides(target, beta))
     if structure.names("environment"):

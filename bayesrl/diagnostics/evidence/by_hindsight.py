@@ -29,7 +29,7 @@ from bayesrl.core.structure import Site, Structure
 from bayesrl.diagnostics.evidence.by_sampling import draw_until
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import SampledEvidence
+from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.statistics.estimates import Estimate, Interval
@@ -217,7 +217,7 @@ def bracket_by_hindsight(
 
     def find(num: int) -> Evidence:
         sample = draw_mixture_sample(sample_key, programs, params, num)
-        return SampledEvidence(sample, beta, observed=False).evidence(programs.structure.context_shape, "hindsight")
+        return TemperedSample(sample, beta, observed=False).evidence(programs.structure.context_shape, "hindsight")
 
     found = draw_until(find, _is_known, num_samples)
     upper, limit = None, math.inf

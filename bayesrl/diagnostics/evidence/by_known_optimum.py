@@ -10,15 +10,15 @@ import numpy as np
 from bayesrl.arguments import user_code
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
+from bayesrl.diagnostics.diagnosed_fit import trains_policy
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import at_most
-from bayesrl.diagnostics.full_data import trains_policy
+from bayesrl.diagnostics.evidence.tempered_sample import at_most
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import draw_prior
+from bayesrl.statistics.definitions import divergence
 from bayesrl.statistics.estimates import Estimate, Interval
-from bayesrl.statistics.quantities import divergence
 from bayesrl.typing import Numbers, PRNGKey
 
 DRAWS_PER_BATCH = 2**12

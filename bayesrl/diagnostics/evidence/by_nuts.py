@@ -9,7 +9,7 @@ from bayesrl.core.handlers import tilt
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.mixture_sample import target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import MIN_ESS, SampledEvidence
+from bayesrl.diagnostics.evidence.tempered_sample import MIN_ESS, TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey
@@ -52,7 +52,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 
 
 def bracket_by_nuts(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: SampledEvidence
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: TemperedSample
 ) -> Evidence:
     """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
 
@@ -83,7 +83,7 @@ def bracket_by_nuts(
     return _join(found, sampled, upper, w - given, beta)
 
 
-def _join(drawn: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
+def _join(drawn: Evidence, sampled: TemperedSample, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
     """Let NUTS and the weights confirm each other: if they agree, trust their standard errors."""
     scale, rounding = 1.0 if beta is None else beta, sampled.rounding
     assert drawn.log_evidence is not None

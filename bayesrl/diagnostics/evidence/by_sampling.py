@@ -13,7 +13,7 @@ from bayesrl.core.structure import Structure
 from bayesrl.core.trace import trace_abstractly, trace_program
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.sampled_evidence import Bounds, SampledEvidence
+from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.statistics.estimates import Interval
@@ -27,7 +27,7 @@ def bracket_by_sampling(
     draw: Callable[[int], MixtureSample],
     num_samples: int,
     bounds: Bounds,
-) -> tuple[Evidence, SampledEvidence]:
+) -> tuple[Evidence, TemperedSample]:
     """Bracket one fit from its draws and those of the prior.
 
     Args:
@@ -39,12 +39,12 @@ def bracket_by_sampling(
     """
     structure = programs.structure
 
-    def find(num: int) -> tuple[Evidence, SampledEvidence]:
+    def find(num: int) -> tuple[Evidence, TemperedSample]:
         sample = draw(num)
         _check_rewards(structure, sample.reward, bounds)
         never = bool((sample.reward[: sample.num_fit] == -np.inf).any())
         with np.errstate(invalid="ignore" if never else "warn"):
-            sampled = SampledEvidence(sample, beta, observed=bool(structure.names("observed")), bounds=bounds)
+            sampled = TemperedSample(sample, beta, observed=bool(structure.names("observed")), bounds=bounds)
             found = sampled.evidence(structure.context_shape, "importance")
         return (_without_limit(found) if never else found), sampled
 

@@ -13,10 +13,10 @@ import pytest
 from jax import Array
 
 import bayesrl
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence import bounds
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.errors import PolicyError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.posterior.posterior import Posterior

@@ -1,4 +1,4 @@
-"""What draws of fit and prior say about one fit: every quantity with a calibrated and a conservative interval."""
+"""A sample of fit and prior seen at one temperature: every quantity with a calibrated and a conservative interval."""
 
 import math
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Bounds(NamedTuple):
     log_likelihood: float = math.inf
 
 
-class SampledEvidence:
+class TemperedSample:
     """One sample, viewed at one temperature.
 
     Args:

@@ -26,9 +26,9 @@ from numpyro.contrib.control_flow import scan
 from scipy.special import logsumexp
 
 import bayesrl
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.diagnostics.evidence.result import _divergence_text
-from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.exact.enumeration import evaluate_exactly
 from bayesrl.guides import AutoTilt
 from bayesrl.objectives import ReverseKL
