@@ -15,11 +15,11 @@ from typer.completion import (  # type: ignore[attr-defined]
 from typer.core import TyperCommand, TyperGroup
 
 from bayesrl import cache as compiled_programs
-from bayesrl.cli.arguments import check_positive, format_size, make_console, parse_beta, parse_options, print_line
 from bayesrl.cli.completion import complete_assignment, complete_model
 from bayesrl.cli.exit_codes import exit_on_error, handle_interrupt, one_line_warnings
 from bayesrl.cli.memory import keep_memory
 from bayesrl.cli.suggestions import suggest_command
+from bayesrl.cli.terminal import check_positive, format_size, make_console, parse_beta, parse_options, print_line
 from bayesrl.ready_models import check_use
 
 

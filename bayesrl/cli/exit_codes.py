@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from bayesrl.cache import CacheWarning
-from bayesrl.cli.arguments import print_line
+from bayesrl.cli.terminal import print_line
 from bayesrl.errors import BayesRLError
 
 INTERRUPTED = 130

@@ -10,10 +10,10 @@ import numpy as np
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import describe_problem, list_files, make_console, print_line, problem_title
 from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.report import collect_run
 from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, print_results, read_model, read_scores, require_model
+from bayesrl.cli.terminal import describe_problem, list_files, make_console, print_line, problem_title
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity

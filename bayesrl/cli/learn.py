@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import describe_problem, format_option, make_console, print_line, problem_title
 from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
-from bayesrl.cli.tables import plain_table
+from bayesrl.cli.show import plain_table
+from bayesrl.cli.terminal import describe_problem, format_option, make_console, print_line, problem_title
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.control import check_learning, learn

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import format_option
 from bayesrl.cli.run_info import model_rows, read_model
-from bayesrl.cli.tables import run_rows
+from bayesrl.cli.show import run_rows
+from bayesrl.cli.terminal import format_option
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.evidence.result import Evidence
@@ -20,7 +20,7 @@ from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
 from bayesrl.ready_models import model_names
-from bayesrl.report.contents import ReportContents, collect
+from bayesrl.report.fit_results import FitResults, collect
 from bayesrl.report.write import check_path, write_fits
 from bayesrl.svi.saved_fits import load
 
@@ -54,7 +54,7 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
     return [format_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]
 
 
-def _told(fit: ReportContents, *, named: bool) -> Iterator[Line]:
+def _told(fit: FitResults, *, named: bool) -> Iterator[Line]:
     """Yield a fit's verdict, by name if there are several fits, and what is missing."""
     name = f"{fit.name}: " if named else ""
     if fit.diagnosis is not None:
@@ -72,7 +72,7 @@ def collect_run(
     gold: str | None = None,
     held_out: Evidence | None = None,
     missing: tuple[str, ...] = (),
-) -> ReportContents:
+) -> FitResults:
     """Collect what the report shows of a run.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import format_option, make_console, print_line
+from bayesrl.cli.terminal import format_option, make_console, print_line
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_number
 from bayesrl.display.tables import Line, format_text
@@ -237,7 +237,7 @@ def show_fit(directory: Path) -> None:
     """Print the content of a fit's folder: settings, results, the end of the history, and what is missing."""
     from rich.text import Text
 
-    from bayesrl.cli.tables import history_table, plain_table, run_rows
+    from bayesrl.cli.show import history_table, plain_table, run_rows
 
     stored = run_folder.read_problem(directory)
     settings, identity = stored["settings"], stored["identity"]
@@ -259,7 +259,7 @@ def show_fit(directory: Path) -> None:
 
 def show_learning(directory: Path) -> None:
     """Print the content of a folder with runs of `learn`."""
-    from bayesrl.cli.tables import plain_table
+    from bayesrl.cli.show import plain_table
 
     make_console().print(plain_table(("what", "value"), _learning_rows(directory)))
 
@@ -268,7 +268,7 @@ def print_results(scores: RunScores) -> None:
     """Print the table of scores, and the verdict below it."""
     from rich.text import Text
 
-    from bayesrl.cli.tables import evidence_table
+    from bayesrl.cli.show import evidence_table
 
     console = make_console()
     console.print(evidence_table(scores.fit, scores.held_out))

@@ -11,7 +11,6 @@ from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html,
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.summary import num_draws
-from bayesrl.report.contents import ReportContents
 from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
@@ -22,7 +21,8 @@ from bayesrl.report.evidence_figures import (
     weights_figure,
 )
 from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, shown_betas, site_figures
-from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
+from bayesrl.report.fit_results import FitResults
+from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
 from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
 
 EXTREMES = 3
@@ -31,7 +31,7 @@ EXTREMES = 3
 _EXAMINED = 500
 
 
-def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
+def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
     """Yield the parts with figures; skip those for which no fit has content."""
     for title, caption, contents_fn in (
         (
@@ -62,7 +62,7 @@ def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
             yield Part(title, caption, [Cell(name, own or nothing) for name, own in zip(names, contents, strict=True)])
 
 
-def _training(fit: ReportContents) -> Iterator[Content]:
+def _training(fit: FitResults) -> Iterator[Content]:
     if not len(fit.posterior.history.get("step", ())):
         yield "No step was recorded, so there are no curves."
         return
@@ -76,7 +76,7 @@ def _training(fit: ReportContents) -> Iterator[Content]:
         yield CaptionedFigure(history_figure(fit.posterior, name, fit.optimum), captions[name])
 
 
-def _policy(fit: ReportContents) -> Iterator[Content]:
+def _policy(fit: FitResults) -> Iterator[Content]:
     if fit.best is None:
         return
     for site in shown_sites(fit.best):
@@ -98,7 +98,7 @@ def _policy(fit: ReportContents) -> Iterator[Content]:
             yield CaptionedFigure(figure, f"Site “{site}”. {goal}.")
 
 
-def _draws(fit: ReportContents) -> Iterator[Content]:
+def _draws(fit: FitResults) -> Iterator[Content]:
     if fit.best is None or not fit.best.draws:
         return
     betas = betas_of(fit.best)
@@ -121,7 +121,7 @@ def _draws(fit: ReportContents) -> Iterator[Content]:
     )
 
 
-def _weights(fit: ReportContents) -> Iterator[Content]:
+def _weights(fit: FitResults) -> Iterator[Content]:
     if not fit.posterior.statistics:
         return
     yield CaptionedFigure(
@@ -149,7 +149,7 @@ def _no_khat(evidence: Evidence) -> list[str]:
     return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.rows if row.no_khat]
 
 
-def _restarts(fit: ReportContents) -> Iterator[Content]:
+def _restarts(fit: FitResults) -> Iterator[Content]:
     if not fit.posterior.statistics or fit.posterior.mixture is not None:
         return
     restarts = fit.posterior.num_restarts
@@ -168,7 +168,7 @@ def _restarts(fit: ReportContents) -> Iterator[Content]:
                 yield f"{check.value_text}, where {check.limit} is good: {check.explanation}"
 
 
-def _frontier(fit: ReportContents) -> Iterator[Content]:
+def _frontier(fit: FitResults) -> Iterator[Content]:
     evidence = fit.frontier.evidence if fit.frontier is not None else fit.evidence
     if evidence is None or len(evidence.betas) < 2:
         return
@@ -189,7 +189,7 @@ def _frontier(fit: ReportContents) -> Iterator[Content]:
         yield checks_table(fit.frontier.checks)
 
 
-def _gold(fit: ReportContents) -> Iterator[Content]:
+def _gold(fit: FitResults) -> Iterator[Content]:
     if fit.gold is None:
         return
     caption = "Proxy and gold against √KL. Good: both rise together; where gold turns down, β is too low."
@@ -213,7 +213,7 @@ def _gold(fit: ReportContents) -> Iterator[Content]:
         yield f"The program has no deterministic site “{fit.gold}”; it has {known or 'none'}."
 
 
-def _held_out(fit: ReportContents) -> Iterator[Content]:
+def _held_out(fit: FitResults) -> Iterator[Content]:
     if fit.held_out is None or fit.training is None:
         return
     betas = betas_of(fit.posterior)

@@ -8,19 +8,19 @@ import numpy as np
 from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format_estimate, format_number
 from bayesrl.display.section import Section
 from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
-from bayesrl.report.contents import ReportContents
 from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.fit_figures import betas_of
-from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
+from bayesrl.report.fit_results import FitResults
+from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
 
-type ContentsFn = Callable[[ReportContents], Sequence[Content]]
+type ContentsFn = Callable[[FitResults], Sequence[Content]]
 
 _VERDICTS = {"pass": "Passed", "fail": "Failed", "unknown": "Unknown"}
 _COMPARED = ("J", "E[R]", "KL", "gap", "share")
 NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
-def report_parts(fits: Sequence[ReportContents], sections: Sequence[Section]) -> list[Part]:
+def report_parts(fits: Sequence[FitResults], sections: Sequence[Section]) -> list[Part]:
     """Return the parts of the report.
 
     Args:
@@ -59,7 +59,7 @@ def verdict_card(outcome: str, headline: str, sentence: str, numbers: Iterable[t
 # ---- verdict ---------------------------------------------------------------------------------
 
 
-def _verdict(fit: ReportContents) -> list[Content]:
+def _verdict(fit: FitResults) -> list[Content]:
     blocks: list[Content] = [tag("p", fit.about)] if fit.about else []
     if fit.diagnosis is None:
         blocks.append(verdict_card("unknown", "No verdict", NO_DIAGNOSIS))
@@ -69,7 +69,7 @@ def _verdict(fit: ReportContents) -> list[Content]:
     return [*blocks, *(tag("p", sentence, class_="missing") for sentence in fit.missing)]
 
 
-def _big(fit: ReportContents) -> Iterator[tuple[str, str]]:
+def _big(fit: FitResults) -> Iterator[tuple[str, str]]:
     """The few numbers that matter most; for a fit at several β, where the share of the gap is worst."""
     evidence = fit.evidence
     assert evidence is not None
@@ -88,14 +88,14 @@ def _big(fit: ReportContents) -> Iterator[tuple[str, str]]:
     )
 
 
-def _checks(fit: ReportContents) -> list[Content]:
+def _checks(fit: FitResults) -> list[Content]:
     return [tag("p", NO_DIAGNOSIS) if fit.diagnosis is None else checks_table(fit.diagnosis.checks)]
 
 
 # ---- numbers ---------------------------------------------------------------------------------
 
 
-def _numbers_caption(fits: Sequence[ReportContents]) -> str:
+def _numbers_caption(fits: Sequence[FitResults]) -> str:
     structures = [fit.posterior.programs.structure for fit in fits if fit.posterior.programs is not None]
     contexts = {structure.num_contexts for structure in structures}
     each = f" Means over {contexts.pop():,} contexts." if len(contexts) == 1 and contexts != {1} else ""
@@ -114,7 +114,7 @@ def _numbers_caption(fits: Sequence[ReportContents]) -> str:
     )
 
 
-def _numbers(fit: ReportContents) -> list[Content]:
+def _numbers(fit: FitResults) -> list[Content]:
     blocks: list[Content] = []
     evidence = fit.evidence
     if evidence is not None:
@@ -140,7 +140,7 @@ def _tall(table: Table) -> Table:
     return table.transpose() if len(table.rows) == 1 else table
 
 
-def _metrics(fit: ReportContents) -> Table:
+def _metrics(fit: FitResults) -> Table:
     assert fit.training is not None
     metrics = fit.training.metrics
     rows = [
@@ -150,7 +150,7 @@ def _metrics(fit: ReportContents) -> Table:
     return _tall(Table(("β", *metrics), rows))
 
 
-def _side_by_side(fits: Sequence[ReportContents]) -> Part:
+def _side_by_side(fits: Sequence[FitResults]) -> Part:
     """One row per fit and β."""
     rows = []
     for fit in fits:
@@ -164,7 +164,7 @@ def _side_by_side(fits: Sequence[ReportContents]) -> Part:
     return Part("Side by side", caption, [Cell("", [Table(("fit", "verdict", "β", *_COMPARED), rows, "llrrrrrr")])])
 
 
-def _compared(fit: ReportContents, i: int) -> Sequence[str]:
+def _compared(fit: FitResults, i: int) -> Sequence[str]:
     if (evidence := fit.evidence or fit.training) is not None:
         cells = evidence.rows[i].cells()
         return [cells[name] for name in _COMPARED]
@@ -176,7 +176,7 @@ def _compared(fit: ReportContents, i: int) -> Sequence[str]:
 # ---- the rest --------------------------------------------------------------------------------
 
 
-def _settings(fit: ReportContents) -> list[Content]:
+def _settings(fit: FitResults) -> list[Content]:
     command = [tag("pre", fit.command)] if fit.command else []
     return [Table(("setting", "value"), fit.settings, "ll"), *command]
 

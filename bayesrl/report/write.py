@@ -18,8 +18,8 @@ from bayesrl.display.section import Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.digests import blank, stamped
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.contents import ReportContents, collect
-from bayesrl.report.page import Part, html_page
+from bayesrl.report.fit_results import FitResults, collect
+from bayesrl.report.html_page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import format_value
@@ -192,7 +192,7 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
             )
 
 
-def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Sequence[Section] = ()) -> Path:
+def write_fits(path: str | Path, fits: Sequence[FitResults], sections: Sequence[Section] = ()) -> Path:
     """Write the report of fits whose contents were collected already.
 
     Raises:

@@ -21,7 +21,7 @@ from bayesrl.diagnostics.checks import GOOD_SHARE, Check
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_with_limit
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.contents import collect
+from bayesrl.report.fit_results import collect
 from bayesrl.report.write import write_fits
 
 pytestmark = pytest.mark.xdist_group("one_value")

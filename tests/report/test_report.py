@@ -21,10 +21,10 @@ from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.display.section import Section
 from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report import page as page_module
+from bayesrl.report import html_page as page_module
 from bayesrl.report import write as writing
-from bayesrl.report.contents import ReportContents, collect
-from bayesrl.report.page import CaptionedFigure, Cell, Part, html_page
+from bayesrl.report.fit_results import FitResults, collect
+from bayesrl.report.html_page import CaptionedFigure, Cell, Part, html_page
 from bayesrl.report.write import write_fits, write_report
 from tests.handmade import HOSTILE, diagnosis, evidence, frontier
 
@@ -90,7 +90,7 @@ def sweep() -> Posterior:
 
 
 @pytest.fixture(scope="module")
-def full(sweep: Posterior) -> ReportContents:
+def full(sweep: Posterior) -> FitResults:
     """A fit of which everything is known, with a frontier made by hand."""
     made = {"diagnosis": diagnosis("fail", BETAS), "frontier": frontier(BETAS)}
     return collect(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", **made)
@@ -126,7 +126,7 @@ def test_hostile_text_is_shown_and_never_run(hostile: Path, visit: Callable[...,
 
 
 def test_every_picture_has_size_a_caption_and_ids_of_its_own(
-    full: ReportContents, tmp_path: Path, visit: Callable[..., Page]
+    full: FitResults, tmp_path: Path, visit: Callable[..., Page]
 ) -> None:
     page = visit(write_fits(tmp_path / "report.html", [full]))
     pictures = page.locator(PICTURES)
@@ -148,7 +148,7 @@ def test_every_picture_has_size_a_caption_and_ids_of_its_own(
     assert set(used) <= set(ids)
 
 
-def test_the_parts_are_there_verdict_first(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+def test_the_parts_are_there_verdict_first(full: FitResults, tmp_path: Path, visit: Callable[..., Page]) -> None:
     path = write_fits(tmp_path / "report.html", [full], [Section("From the domain", "Good: all of it.", "text")])
     page = visit(path)
     assert page.locator("h2").all_inner_texts() == [
@@ -176,9 +176,7 @@ def test_the_parts_are_there_verdict_first(full: ReportContents, tmp_path: Path,
     assert path.stat().st_size < 3_000_000
 
 
-def test_a_telephone_needs_no_sideways_scrolling(
-    full: ReportContents, tmp_path: Path, visit: Callable[..., Page]
-) -> None:
+def test_a_telephone_needs_no_sideways_scrolling(full: FitResults, tmp_path: Path, visit: Callable[..., Page]) -> None:
     path = write_fits(tmp_path / "report.html", [full, replace(full, name="b" * 200)])
     for width in (320, 390, 1280):
         page = visit(path, width)
@@ -187,7 +185,7 @@ def test_a_telephone_needs_no_sideways_scrolling(
         assert all(box is not None and box["x"] + box["width"] <= width for box in boxes)
 
 
-def test_several_fits_stand_side_by_side(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+def test_several_fits_stand_side_by_side(full: FitResults, tmp_path: Path, visit: Callable[..., Page]) -> None:
     page = visit(write_fits(tmp_path / "report.html", [full, replace(full, name="other")]))
     for section in page.locator("section").all():
         cells = [cell.bounding_box() for cell in section.locator(".cell").all()]
@@ -199,7 +197,7 @@ def test_several_fits_stand_side_by_side(full: ReportContents, tmp_path: Path, v
     assert rows.count() == 2 * len(BETAS)
 
 
-def test_the_dark_and_paper(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+def test_the_dark_and_paper(full: FitResults, tmp_path: Path, visit: Callable[..., Page]) -> None:
     path = write_fits(tmp_path / "report.html", [full])
 
     def lightness(page: Page, selector: str, style: str) -> float:
@@ -216,7 +214,7 @@ def test_the_dark_and_paper(full: ReportContents, tmp_path: Path, visit: Callabl
     assert dark.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_the_same_fit_gives_the_same_report(full: ReportContents, tmp_path: Path) -> None:
+def test_the_same_fit_gives_the_same_report(full: FitResults, tmp_path: Path) -> None:
     first, second = (write_fits(tmp_path / name, [full]).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
 

@@ -28,7 +28,7 @@ from bayesrl.display.section import Section
 from bayesrl.display.tables import Table, tag
 from bayesrl.errors import ControlError
 from bayesrl.report.figure_sections import checks_table
-from bayesrl.report.page import CaptionedFigure, Cell, Part
+from bayesrl.report.html_page import CaptionedFigure, Cell, Part
 from bayesrl.report.sections import section_parts, verdict_card
 from bayesrl.report.write import register_report
 from bayesrl.statistics.estimates import Estimate

@@ -30,7 +30,7 @@ _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_r
 
 
 @dataclass(frozen=True)
-class ReportContents:
+class FitResults:
     """What we know about one fit; unknown parts are None.
 
     Attributes:
@@ -92,7 +92,7 @@ def collect(
     command: str | None = None,
     missing: tuple[str, ...] = (),
     about: str = "",
-) -> ReportContents:
+) -> FitResults:
     """Compute everything that the report shows of one fit.
 
     Args:
@@ -153,7 +153,7 @@ def collect(
     elif posterior.statistics:
         held_out_evidence = None
         best = posterior.select(restart="best") if posterior.mixture is None else posterior
-    return ReportContents(
+    return FitResults(
         name=name,
         posterior=posterior,
         best=best,
