@@ -10,7 +10,7 @@ import numpy as np
 from bayesrl.arguments import Count, checked
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.environments.tabular_rollout import action_probs
+from bayesrl.control.environments.tabular_rollout import evaluate_fitted_policy
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
@@ -157,12 +157,11 @@ def tabular_sections(mdp: TabularMDP) -> Callable[[PRNGKey, Posterior], Iterator
 
     def sections(_: PRNGKey, posterior: Posterior) -> Iterator[Section]:
         one = _first_beta(posterior).select(restart="best")
-        probs = action_probs(one)
-        if probs is None or mdp.layout is None or one.beta is None:
+        fitted = None if mdp.layout is None else evaluate_fitted_policy(mdp, one)
+        if fitted is None or one.beta is None:
             return
         beta = float(one.beta)
-        policy = probs[0] if mdp.horizon is None else probs[: mdp.horizon]
-        fitted, exact = evaluate_policy(mdp, policy, beta), soft_value_iteration(mdp, beta)
+        exact = soft_value_iteration(mdp, beta)
         yield Section(
             f"The policy on the map, β = {beta:g}",
             "An arrow is as long as its action is likely; darker cells are worth more. Good is where both maps show "

@@ -113,8 +113,8 @@ class Structure:
         outside = [site.name for site in self.sites if site.recorded]
         if outside:
             raise error(
-                f"site {outside[0]!r} is recorded from an environment that is no program, so {purpose}; "
-                "pass source=, which plays in it, or write the environment as a program"
+                f"site {outside[0]!r} is recorded from an environment that is not a program, so {purpose}; "
+                "use bayesrl.fit(..., source=source), whose source plays in it, or write the environment as a program"
             )
 
     def check_drawn(self) -> None:
@@ -141,7 +141,7 @@ class Structure:
         if scaled:
             raise EngineError(
                 f"site {scaled[0]!r} is discounted (or stands under handlers.scale), and J is then an objective of "
-                "control that is no β·log Z of draws; pass optimum=, the known optimum, or use discount 1"
+                "control that is no β·log Z of draws; pass the optimum to evidence(optimum=...), or use discount 1"
             )
 
     @property

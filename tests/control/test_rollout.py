@@ -163,6 +163,13 @@ def test_a_fit_reaches_the_exact_optimum() -> None:
     assert probs is not None
     assert np.abs(probs - soft_value_iteration(mdp, BETA).policy)[0, :2].max() < 0.1
     assert fitted.act(jax.random.key(5), jnp.asarray(1)).shape == ()
+    for other in ({"horizon": 2}, {"horizon": 9}, {"horizon": None, "discount": 0.5}, {"discount": 0.5}):
+        elsewhere = TabularOptimum(mdp.replace(**other))
+        message = (
+            rf"fitted with horizon={mdp.horizon}, .* and the problem has horizon={elsewhere.mdp.horizon}, discount="
+        )
+        with pytest.raises(ControlError, match=message):
+            bayesrl.evidence(jax.random.key(4), fitted, optimum=elsewhere)
 
 
 def test_without_a_known_optimum_a_discounted_fit_is_not_judged() -> None:

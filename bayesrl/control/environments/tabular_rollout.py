@@ -14,7 +14,7 @@ from bayesrl.arguments import Count, UnitInterval, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.planning import evaluate_policy, soft_value_iteration
+from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import RolloutGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.core.primitives import environment
@@ -152,12 +152,29 @@ class TabularOptimum:
 
     def evaluate(self, posterior: Posterior) -> tuple[float, float, float] | None:
         """Compute (J, E[R], KL(q‖π₀)) of one fitted policy exactly; None if its guide is not a policy over states."""
-        probs = action_probs(posterior)
-        if probs is None or posterior.beta is None:
-            return None
-        policy = probs[0] if self.mdp.horizon is None else probs[: self.mdp.horizon]
-        found = evaluate_policy(self.mdp, policy, float(posterior.beta))
-        return float(found.objective), float(found.reward), float(found.kl)
+        found = evaluate_fitted_policy(self.mdp, posterior)
+        return None if found is None else (float(found.objective), float(found.reward), float(found.kl))
+
+
+@checked(ControlError)
+def evaluate_fitted_policy(mdp: TabularMDP, posterior: Posterior) -> PlanResult | None:
+    """Evaluate one fitted policy exactly in a problem; None if its guide is not a policy over states.
+
+    Raises:
+        ControlError: the policy was fitted to another horizon or discount.
+    """
+    probs = action_probs(posterior)
+    if probs is None or posterior.beta is None:
+        return None
+    rollout = getattr(posterior.unbatched()[0].guide, "rollout", None)
+    if not isinstance(rollout, Rollout):  # recorded steps begin anywhere, so the policy is the same at all times
+        return evaluate_policy(mdp, probs[0], float(posterior.beta))
+    fitted = f"horizon={rollout.horizon if rollout.ends_at_horizon else None}, discount={rollout.discount:g}"
+    own = f"horizon={mdp.horizon}, discount={mdp.discount:g}"
+    if fitted != own:
+        # The optimum for another horizon or discount would be beaten, or never reached, by a perfect fit.
+        raise ControlError(f"the policy was fitted with {fitted}, and the problem has {own}; use mdp.replace({fitted})")
+    return evaluate_policy(mdp, probs[0] if mdp.horizon is None else probs, float(posterior.beta))
 
 
 @checked(ControlError)

@@ -94,7 +94,9 @@ class ExternalEnvironment(Environment):
         Raises:
             ControlError: always.
         """
-        raise ControlError("this environment is not a program, so it cannot be stepped in one; fit with source=...")
+        raise ControlError(
+            "this environment is not a program, so it cannot be stepped in one; use bayesrl.fit(..., source=source)"
+        )
 
     def prior(self, observation: Any) -> dist.Distribution:
         """Return the distribution of actions from which policies start, restricted to allowed actions."""

@@ -250,10 +250,15 @@ def test_bad_input(make: Any, message: str, unchecked: None) -> None:
         make()
 
 
-def test_a_recorded_program_cannot_be_fitted_alone() -> None:
+@pytest.mark.parametrize("start", [bayesrl.fit, bayesrl.init])
+def test_a_recorded_program_cannot_be_fitted_alone(start: Any) -> None:
+    """`init` has no argument `source`, so the remedy names `fit`."""
     program = GymnasiumSource(Bandit, num_envs=1, window=1).policy()
-    with pytest.raises(PolicyError, match="recorded from an environment that is no program, so it cannot be fitted"):
-        bayesrl.fit(jax.random.key(0), program, beta=1.0)
+    message = (
+        "recorded from an environment that is not a program, so it cannot be fitted alone; use bayesrl.fit\\(..., s"
+    )
+    with pytest.raises(PolicyError, match=message):
+        start(jax.random.key(0), program, beta=1.0)
 
 
 @pytest.mark.parametrize(
