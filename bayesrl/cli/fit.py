@@ -19,6 +19,7 @@ from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.display.formatting import pluralize
 from bayesrl.display.tables import Line
 from bayesrl.errors import BayesRLError, GuideError, RunFolderError
 from bayesrl.files.digests import digest_of
@@ -161,7 +162,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     if not quiet:
         console = make_console()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""
-        console.print(f"{done:,} steps in {seconds:.1f} s{restarts}\n")
+        console.print(f"{pluralize(done, 'step')} in {seconds:.1f} s{restarts}\n")
         print_results(scores)
         if reason:
             print_line(f"held out: not scored: {reason}", "yellow")

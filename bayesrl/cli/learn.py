@@ -17,8 +17,9 @@ from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.control import check_learning, learn
 from bayesrl.control.exploration.rules import exploration_from_name
-from bayesrl.control.learning.report import learning_parts, sentence, summary
-from bayesrl.control.learning.result import LearnResult
+from bayesrl.control.learning.report import learning_parts, sentence
+from bayesrl.control.learning.result import LearnResult, summary
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, load_learning_problem
 from bayesrl.ready_models import ProblemError, model_names
@@ -100,8 +101,8 @@ def _play(
         write_parts(folder / REPORT, name, _parts({name: runs}, spec, problem, {name: checks}))
     if not quiet:
         console = make_console()
-        played = sum(run.num_episodes for run in runs)
-        console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
+        played = pluralize(sum(run.num_episodes for run in runs), "episode")
+        console.print(f"{played} in {pluralize(len(runs), 'run')}, {time.monotonic() - began:.1f} s\n")
         console.print(plain_table(("what", "value"), summary(runs)))
         console.print(Text(f"\n{sentence(runs, checks)}"))
         print_line(f"report: {folder / REPORT}")

@@ -12,7 +12,7 @@ import numpy as np
 from bayesrl import run_folder
 from bayesrl.cli.terminal import format_option, make_console, print_line
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.display.formatting import format_number
+from bayesrl.display.formatting import format_number, last_tenth, pluralize
 from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import digest_of, is_intact
@@ -247,7 +247,7 @@ def show_fit(directory: Path) -> None:
     betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
     scores = read_scores(directory)
     if scores is not None:
-        after = "" if scores.step == done else f" after {scores.step:,} steps"
+        after = "" if scores.step == done else f" after {pluralize(scores.step, 'step')}"
         console.print(Text(f"\nresults{after}", style="bold"))
         print_results(scores)
     if history:
@@ -292,8 +292,8 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
         options = ", ".join(f"{name}={format_option(value)}" for name, value in made["options"].items())
         rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
     if done:
-        last = max(done // 10, 1)
-        rows.append((f"mean return of the last {last:,}", format_number(float(history["return"][-last:].mean()))))
+        last, named = last_tenth(done, "episode")
+        rows.append((f"mean return of the {named}", format_number(float(history["return"][-last:].mean()))))
         rows.append(("cumulated regret", format_number(float(history["regret"].sum()))))
     if done < stored["settings"]["num_episodes"] and "confidence" not in stored["settings"]:
         rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))

@@ -18,7 +18,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
-from bayesrl.display.formatting import estimate_at, format_estimate
+from bayesrl.display.formatting import estimate_at, format_estimate, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
@@ -119,7 +119,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     """
     if len(posteriors) < 2:
         raise PolicyError(
-            f"compare got {len(posteriors)} fits; pass at least two by name: compare(key, {{'a': a, 'b': b}})"
+            f"compare got {pluralize(len(posteriors), 'fit')}; pass at least two by name: "
+            "compare(key, {'a': a, 'b': b})"
         )
     fits = [_ready(name, posterior) for name, posterior in posteriors.items()]
     for other in fits[1:]:

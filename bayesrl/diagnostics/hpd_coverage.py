@@ -17,7 +17,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.checks import Outcome
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
-from bayesrl.display.formatting import format_beta, format_estimate, format_percent
+from bayesrl.display.formatting import format_beta, format_estimate, format_percent, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator
@@ -106,9 +106,8 @@ class Coverage(Displayable):
         return Table(("β", *(f"in {100 * level:g}%" for level in self.levels)), rows)
 
     def _blocks(self) -> Sequence[DisplayBlock]:
-        legend = (
-            f"(share of {self.num_samples:,} exact draws in the fit's region of that probability; ± standard error)"
-        )
+        drawn = pluralize(self.num_samples, "exact draw")
+        legend = f"(share of {drawn} in the fit's region of that probability; ± standard error)"
         return (Line(self.explanation, self.verdict), self.table(), Line(legend))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, Level, checked
-from bayesrl.display.formatting import format_estimate, format_number
+from bayesrl.display.formatting import format_estimate, format_number, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate
@@ -66,9 +66,8 @@ class Calibration(Displayable):
         """What the worst quantity looks like."""
         p_values, replications = self.p_values, len(self.pit)
         if self.verdict == "pass":
-            return (
-                f"Ranks of {len(self.names)} quantities over {replications} data sets are uniform, as they should be."
-            )
+            data = pluralize(replications, "data set")
+            return f"Ranks of {len(self.names)} quantities over {data} are uniform, as they should be."
         # The last quantity is the log-likelihood, which matters here only if every latent site passes.
         worst = int(p_values[:-1].argmin())
         if p_values[worst] * len(self.names) >= _LEVEL:

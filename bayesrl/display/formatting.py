@@ -143,6 +143,12 @@ def pluralize(number_of: int, what: str) -> str:
     return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
 
 
+def last_tenth(number_of: int, what: str) -> tuple[int, str]:
+    """Return the size of the last tenth of a run, and its name: `last 20 episodes`, `last episode`."""
+    last = max(number_of // 10, 1)
+    return last, f"last {pluralize(last, what).removeprefix('1 ')}"
+
+
 def format_beta(beta: float | None) -> str:
     """Write a temperature, or a dash without one."""
     return UNKNOWN if beta is None else f"{beta:.3g}"

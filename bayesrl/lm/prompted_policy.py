@@ -12,6 +12,7 @@ from jax import Array
 
 from bayesrl.arguments import Count, CountOrZero, Positive, UnitInterval, checked, real_range
 from bayesrl.core.primitives import reward as reward_site
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.generation_config import sampling_settings
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
@@ -113,7 +114,8 @@ class PromptedPolicy:
 
     def __repr__(self) -> str:
         """Describe the policy in one line."""
-        return f"policy({type(self.model).__name__}, {len(self.prompts)} prompts, rewards {', '.join(self.rewards)})"
+        prompts, rewards = pluralize(len(self.prompts), "prompt"), ", ".join(self.rewards)
+        return f"policy({type(self.model).__name__}, {prompts}, rewards {rewards})"
 
 
 @checked(LanguageModelError)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 from numpyro import handlers
 
 from bayesrl.arguments import Count, CountAboveOne, checked
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
 from bayesrl.lm.guides import ModelGuide, declare_parameters
@@ -101,7 +102,7 @@ def language_modeling(
     rows = len(token_ids) // length
     if rows == 0:
         raise LanguageModelError(
-            f"the text has {len(token_ids)} tokens, fewer than one piece of length={length}; add text"
+            f"the text has {pluralize(len(token_ids), 'token')}, fewer than one piece of length={length}; add text"
         )
     if length > start.config.max_length + 1:
         raise LanguageModelError(
@@ -258,7 +259,7 @@ def classification(
     start, tokenizer, source = _start(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(
-            f"classification got {len(texts)} texts and {len(labels)} labels; pass one label for each"
+            f"classification got {pluralize(len(texts), 'text')} and {pluralize(len(labels), 'label')}; pass as many"
         )
     if start.config.problem != ONE_LABEL:
         raise LanguageModelError(

@@ -158,7 +158,7 @@ def _restarts(fit: FitResults) -> Iterator[Content]:
         return
     at_optimum = " and at J* (dashed)" if fit.optimum is not None else ""
     caption = (
-        f"J of {pluralize(restarts, 'restart')}, each on the {num_draws(fit.posterior):,} draws that it carries, bars "
+        f"J of {restarts:,} restarts, each on the {pluralize(num_draws(fit.posterior), 'draw')} that it carries, bars "
         f"of two standard errors; J of the best, as it is told above, is of more. Good: all alike{at_optimum}."
     )
     yield CaptionedFigure(restarts_figure(fit.posterior, fit.optimum), caption)

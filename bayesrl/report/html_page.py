@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from bayesrl.display.formatting import sanitize
+from bayesrl.display.formatting import pluralize, sanitize
 from bayesrl.display.tables import Markup, Table, join_html, table_html, tag
 from bayesrl.report.style import STYLE
 
@@ -138,11 +138,11 @@ def _content_html(content: Markup | Table | str) -> Markup:
     if isinstance(content, Markup):
         return content
     if isinstance(content, str):
-        more = f" … {len(content) - MOST_TEXT:,} more characters" if len(content) > MOST_TEXT else ""
+        more = f" … {pluralize(len(content) - MOST_TEXT, 'more character')}" if len(content) > MOST_TEXT else ""
         return tag("p", content[:MOST_TEXT] + more, class_="text")
     table = table_html(content._replace(rows=content.rows[:MOST_ROWS], notes=content.notes[:MOST_ROWS]))
     left = len(content.rows) - MOST_ROWS
-    return join_html(table, tag("p", f"… and {left:,} more rows", class_="note")) if left > 0 else table
+    return join_html(table, tag("p", f"… and {pluralize(left, 'more row')}", class_="note")) if left > 0 else table
 
 
 def _figures(parts: Iterable[Part]) -> Iterator[CaptionedFigure]:

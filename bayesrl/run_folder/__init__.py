@@ -44,6 +44,7 @@ from bayesrl.run_folder.json_files import (
     check_same as check_same,
     is_begun as is_begun,
     load_json as load_json,
+    option_names as option_names,
     read_problem as read_problem,
     save_json as save_json,
     save_problem as save_problem,

@@ -24,9 +24,8 @@ RENAMED = {
 RENAMED_OPTIONS = {"num_draws": "num_samples"}
 """Options of those classes."""
 
-NOT_COMPARED = {UNSTAMPED: ("first draws", "agent's numbers"), 3: ("agent's numbers",)}
-"""Parts of an identity that today's code cannot compute as a format did, because the split of keys or the names have
-changed."""
+NOT_COMPARED = {UNSTAMPED: ("first draws",)}
+"""Parts of an identity that today's code cannot compute as a format did, because the split of keys has changed."""
 
 NEW_STATE = {UNSTAMPED: ("state.opt_state.rate",)}
 """Arrays that a format did not store; they have their values from the start of a run."""

@@ -145,6 +145,13 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
     return earlier_formats.upgrade_problem(_stored_problem(directory))
 
 
+def option_names(directory: str | Path | None) -> dict[str, str]:
+    """Return today's names of options → their names in a run folder, where an earlier version wrote others."""
+    if directory is None or not is_begun(directory) or _stored_problem(directory)["format"] == FORMAT:
+        return {}
+    return {today: earlier for earlier, today in earlier_formats.RENAMED_OPTIONS.items()}
+
+
 def _stored_problem(directory: str | Path) -> dict[str, Any]:
     """Read the description of the problem as it was written."""
     path = Path(directory) / PROBLEM

@@ -21,6 +21,7 @@ from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
+from bayesrl.display.formatting import pluralize
 from bayesrl.display.progress import Progress, format_row
 from bayesrl.errors import BayesRLError, FitError
 from bayesrl.posterior.sampling import Source
@@ -265,9 +266,8 @@ class TrainingLoop:
         done, skipped = int(state.train.step), np.asarray(state.train.skipped)
         if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
             sites = {name: int(np.asarray(count).sum()) for name, count in sums.nonfinite.items()}
-            blamed = [
-                f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
-            ]
+            each = {name: pluralize(count, "draw") for name, count in sites.items() if count}
+            blamed = [f"reward site {name!r} was not finite for {draws}" for name, draws in each.items()]
             cause = "; ".join(blamed) or (
                 "no reward was nan or inf: the guide has diverged (lower the learning rate), rewards are too large for "
                 "beta (scale them), or every draw has reward -inf (allow at least one action)"

@@ -104,6 +104,16 @@ def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
     assert "holds no episode yet" in err
 
 
+def test_one_is_not_written_as_several(run: tuple[Path, str], tmp_path: Path) -> None:
+    options = ("--runs", 1, "--episodes", 1, "--set", "horizon=5", "--out", tmp_path / "one")
+    code, out, _ = invoke("learn", run[0].parent / "river.py", *options)
+    assert code == 0
+    assert "1 episode in 1 run, " in out
+    assert "mean return of the last episode" in out
+    assert "mean return of the last episode" in invoke("show", tmp_path / "one")[1]
+    assert "Mean regret of the last episode, as a share" in (tmp_path / "one" / "report.html").read_text()
+
+
 def test_reports_of_several_runs(run: tuple[Path, str], tmp_path: Path) -> None:
     model = run[0].parent / "river.py"
     other = tmp_path / "k"

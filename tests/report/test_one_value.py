@@ -16,7 +16,7 @@ from readings import adds_up, numbers_of, read_pairs, read_report, several
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control.learning.report import summary
+from bayesrl.control.learning.result import summary
 from bayesrl.diagnostics.checks import GOOD_SHARE, Check
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_with_limit

@@ -69,6 +69,14 @@ def test_learning_is_continued(folder: Path) -> None:
     np.testing.assert_array_equal(learned.history["return"][:40], before["return"][:40])
 
 
+@pytest.mark.parametrize("folder", [f"{number}/arms" for number in FORMATS], indirect=True)
+def test_an_agent_of_other_numbers_is_another_run(folder: Path) -> None:
+    problem = bayesrl.load_learning_problem("bernoulli_arms")
+    agent = control.BayesianAgent(control.ArmsModel(control.bandits.BernoulliArms(5, prior_a=2.0)))
+    with pytest.raises(RunFolderError, match='numbers was "f5368c8cd7a1454c"'):
+        control.learn(jax.random.key(0), problem.environment, agent, num_episodes=45, directory=folder, progress=False)
+
+
 @pytest.mark.parametrize("folder", ["3/bandit"], indirect=True)
 def test_only_the_first_format_goes_without_stamps(folder: Path) -> None:
     path = folder / "checkpoint.safetensors"

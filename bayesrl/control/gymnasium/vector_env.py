@@ -10,6 +10,7 @@ import numpy as np
 from bayesrl.arguments import user_code
 from bayesrl.control.action_masks import mask_method
 from bayesrl.control.gymnasium.spaces import MASK, Actions, Observations
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import ControlError
 
 _FAILED = "bayesrl: the episode failed"
@@ -40,9 +41,8 @@ class FailureCounter:
         event = f"the episode of seed {seed} ended in step {step} with {type(error).__name__}: {error}"
         _log.warning("%s; it is dropped", event)
         if self.count > self.most:
-            raise ControlError(
-                f"{self.count} episodes ended with an error, and {self.most} are allowed; the last: {event}"
-            )
+            episodes = pluralize(self.count, "episode")
+            raise ControlError(f"{episodes} ended with an error, and {self.most} are allowed; the last: {event}")
 
 
 def import_gymnasium() -> Any:

@@ -10,6 +10,7 @@ from bayesrl.control.figures import FITTED, OPTIMAL, draw_arrows, draw_band, dra
 from bayesrl.control.learning.agents.kl_control import KLControlAgentState
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.control.planning import soft_value_iteration
+from bayesrl.display.formatting import pluralize
 from bayesrl.report.site_panels import panel, style_axes
 from bayesrl.typing import PRNGKey
 
@@ -120,7 +121,7 @@ def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequ
         mdp: the problem; it needs a layout.
         snapshots: moments to show; None is the end.
     """
-    titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
+    titles = ["at the end" if s is None else f"after {pluralize(s.episode, 'episode')}" for s in snapshots]
     figure, axes = grid_axes(mdp, titles)
     visited = result.bayesian_state().memory.arrays()["observation"]
     for axis, snapshot in zip(axes, snapshots, strict=True):

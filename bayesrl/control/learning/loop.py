@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +108,8 @@ def learn(
         try:
             with activity("entering the environment"):
                 agent_state = agent.enter(fold_in(key, 0), env, num_episodes)
-                problem = _problem(key, env, agent, rule, num_episodes, tolerance=tolerance, confidence=confidence)
+                criteria = {"tolerance": tolerance, "confidence": confidence}
+                problem = _problem(key, env, agent, rule, num_episodes, criteria, run_folder.option_names(directory))
             loop = _Loop(as_hash_key(key), env, agent_state, rule, callback, num_episodes, tolerance, confidence)
             folder = None if directory is None else run_folder.open_folder(directory, problem)
             interrupted = loop.run(folder, problem, show=progress)
@@ -241,15 +242,27 @@ def _has_snapshot(number: int) -> bool:
     return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
 
 
-def _numbers(described: Any) -> Any:
-    """Collect the numbers in an agent, its model and their parts, for the identity of the run."""
+def _numbers(described: Any, names: Mapping[str, str]) -> Any:
+    """Collect the numbers in an agent, its model and their parts, for the identity of the run.
+
+    Args:
+        described: the agent, or one of its parts.
+        names: earlier names of options of the agent, as in the run folder; its parts keep theirs.
+    """
     if is_dataclass(described) and not isinstance(described, type):
-        return {f.name: _numbers(getattr(described, f.name)) for f in fields(described) if f.init}
+        found = {f.name: getattr(described, f.name) for f in fields(described) if f.init}
+        return {names.get(name, name): _numbers(part, {}) for name, part in found.items()}
     return np.asarray(described) if isinstance(described, int | float | np.ndarray | jax.Array) else ()
 
 
 def _problem(
-    key: PRNGKey, env: EnvAdapter, agent: Agent, rule: Any, num_episodes: int, **criteria: Any
+    key: PRNGKey,
+    env: EnvAdapter,
+    agent: Agent,
+    rule: Any,
+    num_episodes: int,
+    criteria: Mapping[str, float | None],
+    names: Mapping[str, str],
 ) -> dict[str, Any]:
     mdp = getattr(env, "mdp", None)
     tables: Any = getattr(env, "values", ())
@@ -262,7 +275,7 @@ def _problem(
         "observations": list(env.shape) if env.num_observations is None else env.num_observations,
         "actions": env.num_actions,
         "agent": agent.describe(),
-        "agent's numbers": digest(_numbers(agent)),
+        "agent's numbers": digest(_numbers(agent, names)),
         "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
     }
@@ -270,6 +283,7 @@ def _problem(
         identity["action_masks"] = True
     if env.options:
         identity["options"] = dict(env.options)
-    settings = {"num_episodes": num_episodes} | {k: v for k, v in criteria.items() if v is not None}
+    settings: dict[str, Any] = {"num_episodes": num_episodes}
+    settings |= {name: value for name, value in criteria.items() if value is not None}
     settings |= {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax")}
     return {"format": run_folder.FORMAT, "identity": identity, "settings": settings}

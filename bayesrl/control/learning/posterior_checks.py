@@ -15,6 +15,7 @@ from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import LearnResult, draws_dataset
 from bayesrl.core.primitives import site_kind
 from bayesrl.diagnostics.checks import Check
+from bayesrl.display.formatting import last_tenth
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey, PRNGKeys
 
@@ -89,7 +90,7 @@ def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
 
 
 def _near_optimum(result: LearnResult) -> Check:
-    last = max(result.num_episodes // 10, 1)
+    last, named = last_tenth(result.num_episodes, "episode")
     regret = result.history["regret"][-last:]
     scale = abs(result.env.optimum or 0.0) or 1.0
     value = float(np.mean(regret) / scale)
@@ -103,7 +104,7 @@ def _near_optimum(result: LearnResult) -> Check:
         value,
         allowed if outcome == "pass" and value > _NEAR else _NEAR,
         outcome,
-        f"Mean regret of the last {last:,} episodes, as a share of the optimum"
+        f"Mean regret of the {named}, as a share of the optimum"
         + (f" (± {error:.2g})" if np.isfinite(error) else "")
         + "; where it is high, play more episodes, or explore by thompson() or k_learning().",
         "",

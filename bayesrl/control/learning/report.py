@@ -20,49 +20,19 @@ from bayesrl.control.learning.figures import (
     values_figure,
 )
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
-from bayesrl.control.learning.result import LearnResult
+from bayesrl.control.learning.result import LearnResult, listing, mean_return, summary
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.checks import Check
-from bayesrl.display.formatting import format_estimate, format_number
+from bayesrl.display.formatting import format_number
 from bayesrl.display.section import Section
-from bayesrl.display.tables import Table, tag
+from bayesrl.display.tables import tag
 from bayesrl.errors import ControlError
 from bayesrl.report.figure_sections import checks_table
 from bayesrl.report.html_page import CaptionedFigure, Cell, Part
 from bayesrl.report.sections import section_parts, verdict_card
 from bayesrl.report.write import register_report
-from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import format_value
-
-
-def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
-    """Summarise runs of one kind in numbers, as rows of (what, value)."""
-    first = several[0]
-    last, mean = _earned(several)
-    rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
-    rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
-    rows.append((f"mean return of the {_last(last)}", mean))
-    if first.env.optimum is not None:
-        rows.append(("optimum", format_number(first.env.optimum)))
-    else:
-        rows.append(("optimum and regret", f"unknown: {first.env.unknown}"))
-    if not np.isnan(first.history["regret"]).all():
-        rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
-    if first.env.optimum is not None and first.env.optimum > 0 and first.env.max_steps > 1:
-        solved = [run.solved_after() for run in several]
-        rows.append(
-            ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
-        )
-    if isinstance(first.agent_state, BayesianAgentState):
-        probs = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
-        rows.append(
-            (
-                "P(first decision is optimal), last of the history",
-                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in probs),
-            )
-        )
-    return rows
 
 
 def learning_parts(
@@ -97,7 +67,7 @@ def learning_parts(
             "Numbers",
             "Returns, regret and optimum are in reward units. Regret is the optimum less what was earned: its growth "
             "is what exploration costs.",
-            [Cell(name if many else "", [_listing(summary(several))]) for name, several in runs.items()],
+            [Cell(name if many else "", [listing(summary(several))]) for name, several in runs.items()],
         ),
         Part("Learning", "", [Cell("", _curves(runs))]),
     ]
@@ -107,7 +77,7 @@ def learning_parts(
         Part(
             "How it was made",
             "The same command with the same versions gives the same run.",
-            [Cell(name, [_listing([*_made(run), *made])]) for name, run in rows],
+            [Cell(name, [listing([*_made(run), *made])]) for name, run in rows],
         )
     )
     return parts
@@ -128,8 +98,8 @@ def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str
 def sentence(several: Sequence[LearnResult], checks: Sequence[Check]) -> str:
     """Say in one sentence how well it learned, and which checks of the first run need a look."""
     odd = [check.name for check in checks if check.outcome != "pass"]
-    last, mean = _earned(several)
-    earned = f"The {_last(last)} earned {mean} on average"
+    named, mean = mean_return(several)
+    earned = f"The {named} earned {mean} on average"
     optimum = several[0].env.optimum
     against = f", where {format_number(optimum)} is the most that can be expected" if optimum is not None else ""
     return f"{earned}{against}" + (f"; look at: {', '.join(odd)}." if odd else "; all checks pass.")
@@ -158,29 +128,6 @@ def _made(result: LearnResult) -> list[tuple[str, str]]:
         ("seed", str(identity["seed"][-1])),
     ]
     return rows + [(name.replace("_", " "), str(value)) for name, value in settings.items()]
-
-
-def _listing(rows: Sequence[tuple[str, str]]) -> Table:
-    return Table(("what", "value"), [list(row) for row in rows], alignment="ll")
-
-
-def _earned(several: Sequence[LearnResult]) -> tuple[int, str]:
-    """Return the number of last episodes, and their mean return over the runs as text."""
-    last = max(several[0].num_episodes // 10, 1)
-    return last, _over([run.history["return"][-last:].mean() for run in several])
-
-
-def _last(num: int) -> str:
-    return f"last {num:,} episodes" if num > 1 else "last episode"
-
-
-def _over(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return format_number(float(values[0]))
-    spread = float(np.std(values, ddof=1))
-    return format_estimate(
-        Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
-    )
 
 
 @register_report(LearnResult)

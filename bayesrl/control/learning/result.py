@@ -1,6 +1,6 @@
 """`LearnResult`: the result of `learn`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,10 @@ from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.agents.base import AgentState
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.env_adapter import EnvAdapter
+from bayesrl.display.formatting import format_estimate, format_number, last_tenth, pluralize
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import ControlError
+from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
@@ -35,8 +38,8 @@ class Snapshot(NamedTuple):
 
 
 @checked(ControlError)
-@dataclass(frozen=True, eq=False)
-class LearnResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearnResult(Displayable):
     """The result of `learn`.
 
     Attributes:
@@ -77,6 +80,13 @@ class LearnResult:
     def regret(self) -> np.ndarray:
         """Cumulative regret after each episode, reward units, [episodes]."""
         return np.cumsum(self.history["regret"])
+
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        """Show what was learned where, and the numbers of `summary`."""
+        identity, played = self.problem["identity"], pluralize(self.num_episodes, "episode")
+        told = f"LearnResult: {played} of {identity['agent']['type']} in {identity['environment']}"
+        line = Line(told + (", interrupted" if self.interrupted else ""))
+        return (line, listing(summary([self])[2:])) if self.num_episodes else (line,)
 
     def action_name(self, action: CountOrZero) -> str:
         """Return the name of an action, or its number if it has no name.
@@ -222,6 +232,55 @@ class LearnResult:
                 "learn with BayesianAgent(model)"
             )
         return self.agent_state
+
+
+def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
+    """Summarise runs of one kind in numbers, as rows of (what, value)."""
+    first = several[0]
+    named, mean = mean_return(several)
+    rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
+    rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
+    rows.append((f"mean return of the {named}", mean))
+    if first.env.optimum is not None:
+        rows.append(("optimum", format_number(first.env.optimum)))
+    else:
+        rows.append(("optimum and regret", f"unknown: {first.env.unknown}"))
+    if not np.isnan(first.history["regret"]).all():
+        rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
+    if first.env.optimum is not None and first.env.optimum > 0 and first.env.max_steps > 1:
+        solved = [run.solved_after() for run in several]
+        rows.append(
+            ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
+        )
+    if isinstance(first.agent_state, BayesianAgentState):
+        probs = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
+        rows.append(
+            (
+                "P(first decision is optimal) at the end",
+                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in probs),
+            )
+        )
+    return rows
+
+
+def listing(rows: Sequence[tuple[str, str]]) -> Table:
+    """Make a table of rows of (what, value)."""
+    return Table(("what", "value"), rows, alignment="ll")
+
+
+def mean_return(several: Sequence[LearnResult]) -> tuple[str, str]:
+    """Return the name of the last episodes, and their mean return over the runs as text."""
+    last, named = last_tenth(several[0].num_episodes, "episode")
+    return named, _over([run.history["return"][-last:].mean() for run in several])
+
+
+def _over(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return format_number(float(values[0]))
+    spread = float(np.std(values, ddof=1))
+    return format_estimate(
+        Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
+    )
 
 
 def draws_dataset(draws: Mapping[str, Any]) -> "xr.Dataset":

@@ -10,7 +10,7 @@ import numpy as np
 
 from bayesrl.arguments import checked
 from bayesrl.diagnostics.interval_text import bracket_text, draws_text, gap_text, has_mean, relative_gap_text
-from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, format_number, format_share
+from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, format_number, format_share, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate, Interval
@@ -242,12 +242,13 @@ class Evidence(Displayable):
     @property
     def explanation(self) -> str:
         """How the optimum was reached, in a sentence."""
+        draws = pluralize(self.num_samples, "draw")
         if self.method == "draws":
-            drawn = f" J is the mean of {self.num_samples:,} draws." if self.num_samples else ""
+            drawn = f" J is the mean of {draws}." if self.num_samples else ""
             return f"The optimum is not known: {self.caveat.rstrip('.')}.{drawn}"
-        drawn = f"; J of the fit was estimated from {self.num_samples:,} draws" if self.num_samples else ", exactly"
+        drawn = f"; J of the fit was estimated from {draws}" if self.num_samples else ", exactly"
         if self.num_samples and self.method not in ("enumeration", "known"):
-            drawn = f" ({self.num_samples:,} draws)"
+            drawn = f" ({draws})"
         caveat = f" But {self.caveat.rstrip('.')}." if self.caveat else ""
         return f"The optimum was reached {_METHODS[self.method]}{drawn}.{caveat}"
 
@@ -265,7 +266,7 @@ class Evidence(Displayable):
         """Which draws ESS and k̂ describe, and why k̂ is missing if it is; a sentence."""
         rows = self.rows
         missing = [row.no_khat for row in rows if row.no_khat]
-        sentences = [f"ESS and k̂ are of {self.num_weighed:,} draws of the fit."] if self.num_weighed else []
+        sentences = [f"ESS and k̂ are of {pluralize(self.num_weighed, 'draw')} of the fit."] if self.num_weighed else []
         at_some = "" if len(missing) == len(rows) else " at some β"
         return " ".join([*sentences, *(f"k̂ is not given{at_some}: {reason}." for reason in dict.fromkeys(missing))])
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from bayesrl.arguments import Positive, checked, integer_range
 from bayesrl.compilation.callbacks import host_call
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
@@ -157,7 +158,7 @@ class TextReward(Reward):
         except TypeError:
             given = []
         if len(given) != len(texts):
-            what = f"{len(given)} values" if given else f"{answer!r:.{_MAX_SHOWN}}"
+            what = pluralize(len(given), "value") if given else f"{answer!r:.{_MAX_SHOWN}}"
             raise LanguageModelError(
                 f"reward {self.name!r} returned {what} for {_describe(texts)}; with batched=True, return one number "
                 "for each text"

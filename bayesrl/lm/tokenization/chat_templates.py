@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.tokenization.tokenizer_files import token_text
@@ -92,7 +93,7 @@ def render_conversation(
         raise
     except Exception as error:  # whatever a template does
         raise LanguageModelError(
-            f"the chat template cannot write a conversation of {len(messages)} messages: "
+            f"the chat template cannot write a conversation of {pluralize(len(messages), 'message')}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if not continues:

@@ -403,7 +403,19 @@ def test_a_run_that_played_nothing_has_an_empty_history() -> None:
     found = learn(KEY, SWIM, AGENT, exploration=rule, num_episodes=3, progress=False)
     assert found.interrupted
     assert found.regret.shape == (0,)
+    assert repr(found) == f"LearnResult: 0 episodes of BayesianAgent in {SWIM.name}, interrupted"
     assert found.to_datatree()["training"].sizes["episode"] == 0
+
+
+def test_a_result_shows_itself_in_few_lines() -> None:
+    found = learn(KEY, SWIM, AGENT, num_episodes=1, progress=False)
+    first, *lines = str(found).splitlines()
+    assert first == f"LearnResult: 1 episode of BayesianAgent in {SWIM.name}"
+    shown = {line[:40].strip(): line[40:].strip() for line in lines}
+    assert shown["steps"] == str(int(found.history["length"].sum()))
+    assert float(shown["mean return of the last episode"]) == pytest.approx(found.history["return"][0], rel=1e-3)
+    assert float(shown["cumulated regret"]) == pytest.approx(found.regret[-1], rel=1e-3)
+    assert "<table>" in found._repr_html_()
 
 
 def test_another_world_or_model_is_another_run(tmp_path: Path) -> None:
