@@ -58,9 +58,9 @@ def _quietly(run: Callable[[], Any]) -> str:
 
 
 def _show(folder: Path) -> str:
-    from bayesrl.cli.run_info import is_learning, show_fit, show_learning
+    from bayesrl.cli.show import show_run
 
-    return _quietly(lambda: show_learning(folder) if is_learning(folder) else show_fit(folder))
+    return _quietly(lambda: show_run(folder))
 
 
 def _described(posterior: Any) -> str:

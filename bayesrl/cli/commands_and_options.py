@@ -18,19 +18,31 @@ from bayesrl import cache as compiled_programs
 from bayesrl.cli.completion import complete_assignment, complete_model
 from bayesrl.cli.exit_codes import exit_on_error, handle_interrupt, one_line_warnings
 from bayesrl.cli.memory import keep_memory
+from bayesrl.cli.option_values import check_positive, parse_beta, parse_options
 from bayesrl.cli.suggestions import suggest_command
-from bayesrl.cli.terminal import check_positive, format_size, make_console, parse_beta, parse_options, print_line
+from bayesrl.cli.terminal import format_size, make_console, print_line
 from bayesrl.ready_models import check_use
 
 
 class _Light:
-    """A command whose `--help` defaults to False: for a default of None, Typer imports Pydantic to find that out."""
+    """A command that imports little and guesses well: its `--help` and its suggestions differ from Typer's own."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None:
-            option.default = False
+            option.default = False  # for a default of None, Typer imports Pydantic to find that out
         return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc]
+        except Exception as error:
+            vars(error).update(possibilities=None)  # Click's own guesses take "--" for a likeness
+            meant = suggest_command(ctx.info_name or "", typed) if ctx.parent is not None else None
+            if hasattr(error, "message") and meant is not None:
+                error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
+            raise
 
 
 class _LightGroup(_Light, TyperGroup):
@@ -38,16 +50,7 @@ class _LightGroup(_Light, TyperGroup):
 
 
 class _LightCommand(_Light, TyperCommand):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        typed = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            meant = suggest_command(ctx.info_name or "", typed)
-            if hasattr(error, "message") and meant is not None:
-                error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
-                vars(error).update(possibilities=None)  # drop Click's own guesses, which cover options only
-            raise
+    pass
 
 
 completion_init()
@@ -212,12 +215,9 @@ def models() -> None:
 def show(directory: Folder) -> None:
     """Show what a run folder holds."""
     with exit_on_error():
-        from bayesrl.cli.run_info import is_learning, show_fit, show_learning
+        from bayesrl.cli.show import show_run
 
-        if is_learning(directory):
-            show_learning(directory)
-        else:
-            show_fit(directory)
+        show_run(directory)
 
 
 @app.command(cls=_LightCommand)

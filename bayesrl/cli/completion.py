@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from bayesrl.cli.terminal import format_option
+from bayesrl.cli.option_values import format_option
 from bayesrl.ready_models import ProblemError, model_names, model_options
 
 _FUNCTIONS = {"fit": "problem", "learn": "learning"}

@@ -12,8 +12,9 @@ from rich.text import Text
 from bayesrl import run_folder
 from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.report import collect_run
-from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, print_results, read_model, read_scores, require_model
-from bayesrl.cli.terminal import describe_problem, list_files, make_console, print_line, problem_title
+from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, describe_model, read_model, read_scores, require_model
+from bayesrl.cli.show import print_results
+from bayesrl.cli.terminal import make_console, print_line, print_title
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
@@ -62,7 +63,7 @@ def start_fit(
         settings |= {name: stored["settings"][name] for name in ("num_steps", "num_restarts")}
         key = key if overrides.seed is not None else key_of(stored)
     else:
-        run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
+        run_folder.save_json(folder, run_folder.MODEL, describe_model(model, options))
     if overrides.steps is not None:
         # More steps extend a run; fewer cannot take steps back.
         further = old and overrides.steps > 0
@@ -75,8 +76,7 @@ def start_fit(
         settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
-        title = Text.assemble((problem_title(model, problem.about), "bold"), f"  →  {folder}")
-        make_console().print(title, soft_wrap=True)
+        print_title(model, problem.about, folder)
         if old and steps_before < settings.get("num_steps", 0):
             make_console().print(f"going on after {steps_before:,} of {settings['num_steps']:,} steps")
     began = time.monotonic()
@@ -96,7 +96,7 @@ def start_fit(
         raise
     # A fit begun in Python has no model file, and a damaged one must be replaced.
     if not _tells_its_model(folder):
-        run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
+        run_folder.save_json(folder, run_folder.MODEL, describe_model(model, options))
     if old and not posterior.interrupted and is_finished(folder, settings["num_steps"], quiet=quiet):
         return
     finish_fit(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
@@ -135,13 +135,9 @@ def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None]
     finish_fit(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
 
 
+@trace_cache()  # within one command, nothing that the policy reads changes
 def finish_fit(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and figures in the folder."""
-    with trace_cache():  # within one command, nothing that the policy reads changes
-        _finish(posterior, problem, folder, seconds, quiet=quiet)
-
-
-def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Interrupted(done, int(posterior.settings["num_steps"]))
@@ -166,7 +162,8 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         print_results(scores)
         if reason:
             print_line(f"held out: not scored: {reason}", "yellow")
-        console.print(Text(f"\nIn {folder}: {list_files(folder)}", style="dim"))
+        files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        console.print(Text(f"\nIn {folder}: {', '.join(files)}", style="dim"))
         print_line(f"report: {path}")
 
 

@@ -10,9 +10,10 @@ from rich.text import Text
 
 from bayesrl import run_folder
 from bayesrl.cli.exit_codes import Interrupted
-from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
+from bayesrl.cli.option_values import format_option
+from bayesrl.cli.run_info import REPORT, describe_model, is_learning, learning_folder, read_episodes, read_model
 from bayesrl.cli.show import plain_table
-from bayesrl.cli.terminal import describe_problem, format_option, make_console, print_line, problem_title
+from bayesrl.cli.terminal import make_console, print_line, print_title
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.control import check_learning, learn
@@ -45,7 +46,7 @@ def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., 
     if request.explore is not None:
         exploration_from_name(request.explore)
     folder = run_folder.claim(folder)
-    spec = describe_problem(request.model, request.options) | {
+    spec = describe_model(request.model, request.options) | {
         "learn": {
             "explore": request.explore,
             "episodes": problem.num_episodes if request.episodes is None else request.episodes,
@@ -86,8 +87,7 @@ def _play(
 ) -> None:
     plan = spec["learn"]
     if not quiet:
-        title = Text.assemble((problem_title(Path(spec["model"]).stem, problem.about), "bold"), f"  →  {folder}")
-        make_console().print(title, soft_wrap=True)
+        print_title(Path(spec["model"]).stem, problem.about, folder)
     began = time.monotonic()
     runs: list[LearnResult] = []
     for index in range(plan["runs"]):
@@ -117,7 +117,7 @@ def _run(
     *,
     progress: bool,
 ) -> LearnResult:
-    """Play one run, or the rest of it; the first run lives in the folder itself."""
+    """Play one run, or the rest of it."""
     plan = spec["learn"]
     key = key_from_seed(plan["seed"])
     return learn(
@@ -126,24 +126,11 @@ def _run(
         problem.agent,
         exploration=problem.exploration if plan["explore"] is None else exploration_from_name(plan["explore"]),
         num_episodes=plan["episodes"],
-        directory=_run_folder(folder, index),
+        directory=learning_folder(folder, index),
         callback=callback,
         progress=progress,
         **problem.learn_options,
     )
-
-
-def _read_run(folder: Path, spec: dict[str, Any], problem: LearningProblem, index: int) -> LearnResult:
-    """Load a finished run."""
-    with activity("reading the run"):
-        return _run(folder, spec, problem, index, None, progress=False)
-
-
-def _run_folder(folder: Path, index: int) -> Path:
-    place = folder if index == 0 else folder / f"run-{index + 1}"
-    if index > 0 and place.is_symlink():
-        raise RunFolderError(f"{place} is a link, and runs are kept in folders of their own; take it away")
-    return place
 
 
 def report_learning(directories: Sequence[Path], path: Path) -> None:
@@ -161,14 +148,19 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
         spec = _read_spec(directory)
         problem = _load_problem(spec["model"], spec["options"])
         # A report only shows episodes that were played, so the plan is cut to their number.
-        done = {index: read_episodes(_run_folder(directory, index))[0] for index in range(spec["learn"]["runs"])}
-        played = [_read_run(directory, _up_to(spec, count), problem, index) for index, count in done.items() if count]
+        done = [read_episodes(learning_folder(directory, index))[0] for index in range(spec["learn"]["runs"])]
+        with activity("reading the runs"):
+            played = [
+                _run(directory, _up_to(spec, count), problem, index, None, progress=False)
+                for index, count in enumerate(done)
+                if count
+            ]
         if not played:
             raise RunFolderError(
                 f"{directory} holds no episode yet; bayesrl resume {shlex.quote(str(directory))} plays"
             )
         runs[directory.resolve().name] = played
-        plans.append((spec if problem.learn_options else _up_to(spec, max(done.values())), problem))
+        plans.append((spec if problem.learn_options else _up_to(spec, max(done)), problem))
     spec, problem = plans[0]
     title = Path(spec["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
     with activity("writing the report"):
@@ -197,12 +189,12 @@ def _read_spec(directory: Path) -> dict[str, Any]:
 def _check_same(folder: Path, before: dict[str, Any], spec: dict[str, Any]) -> None:
     for name, old, new in (
         ("model", before["model"], spec["model"]),
-        ("options", before["options"], spec["options"]),
+        ("choice of options", before["options"], spec["options"]),
         ("exploration rule", before["learn"]["explore"], spec["learn"]["explore"]),
         ("seed", before["learn"]["seed"], spec["learn"]["seed"]),
     ):
         if old != new:
-            raise RunFolderError(f"{folder} holds runs of another {name}: it was {old}, is {new}; choose another --out")
+            raise RunFolderError(f"{folder} holds runs with another {name}: {old}, not {new}; choose another --out")
 
 
 def _parts(

@@ -3,7 +3,7 @@
 import shutil
 import textwrap
 
-from bayesrl.cli.terminal import format_option
+from bayesrl.cli.option_values import format_option
 from bayesrl.ready_models import COMMANDS, model_names, model_options, model_uses
 
 _NARROWEST = 20

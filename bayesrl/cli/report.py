@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.cli.run_info import model_rows, read_model
-from bayesrl.cli.show import run_rows
-from bayesrl.cli.terminal import format_option
+from bayesrl.cli.option_values import format_option
+from bayesrl.cli.run_info import read_model
+from bayesrl.cli.show import fit_rows
 from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.evidence.result import Evidence
@@ -87,12 +87,7 @@ def collect_run(
     stored = run_folder.read_problem(directory)
     made = _or_none(lambda: read_model(directory))
     done, _ = _or_none(lambda: run_folder.read_history(directory)) or (0, {})
-    rows = [
-        ("run folder", str(directory)),
-        *(model_rows(directory) if made is not None else []),
-        *run_rows(stored["settings"], stored["identity"], done),
-        ("Python", platform.python_version()),
-    ]
+    rows = [("run folder", str(directory)), *fit_rows(made, stored, done), ("Python", platform.python_version())]
     model = made["model"] if made is not None else ""
     about = (problem.about if problem is not None else "") or model_names().get(model, "")
     return collect(

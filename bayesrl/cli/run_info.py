@@ -1,44 +1,36 @@
-"""What a run folder holds beside the fit itself: its model, its scores, and what is missing; works without JAX."""
+"""What a run folder holds beside the fit itself: model, scores, episodes, and what is missing; works without JAX."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bayesrl import run_folder
-from bayesrl.cli.terminal import format_option, make_console, print_line
+from bayesrl.cli.option_values import format_option
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.display.formatting import format_number, last_tenth, pluralize
-from bayesrl.display.tables import Line, format_text
+from bayesrl.display.tables import Line
 from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import digest_of, is_intact
 from bayesrl.files.regular_files import file_name, read_file
 from bayesrl.files.schemas import NOTHING, TEXT, Schema, ValueKind, integer_between, misfit
-from bayesrl.statistics.estimates import Estimate, Interval
 
 REPORT = "report.html"
 OUTPUT_FILES = ("training.png", "training.svg", REPORT)
 """Files that a finished run leaves, beside the posterior and the scores."""
 
-_COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
-
-_OUTCOME = ValueKind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
+COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
+"""Colours of outcomes."""
 
 
 def _is_evidence(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
     try:
-        _read_evidence(value)
+        Evidence.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
     return True
 
 
+_OUTCOME = ValueKind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in COLOURS)
 _EVIDENCE = ValueKind("the evidence of a fit", _is_evidence)
 _SCHEMA: dict[str, Schema] = {
     "step": integer_between(0, 2**31),
@@ -46,8 +38,6 @@ _SCHEMA: dict[str, Schema] = {
     "held_out": (NOTHING, _EVIDENCE),
     "verdict": (NOTHING, _OUTCOME),
     "figures?": {"*": TEXT},
-    # Older folders call the figures pictures.
-    "pictures?": {"*": TEXT},
 }
 
 
@@ -74,54 +64,27 @@ class RunScores(NamedTuple):
         return self._asdict() | {"fit": self.fit.to_json(), "held_out": held_out}
 
 
-def _read_evidence(value: Mapping[str, Any], measured: Sequence[Mapping[str, Any]] | None = None) -> Evidence:
-    """Read an evidence, or the scores in an older folder, which had no evidence."""
-    if "rows" not in value:
-        return Evidence.from_json(value)
-    rows = [_older_row(row, own) for row, own in zip(value["rows"], measured or value["rows"], strict=True)]
-    lead = () if len(rows) == 1 else (len(rows),)
-    return replace(Evidence.stack(rows, lead), num_contexts=int(value["contexts"]), caveat=str(value["note"]))
+def read_scores(directory: Path) -> RunScores | None:
+    """Read the scores of a run; None if it was not scored.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
+    stored = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
+    if stored is None:
+        return None
+    held_out = None if stored["held_out"] is None else Evidence.from_json(stored["held_out"])
+    verdict = None if stored["verdict"] is None else Line(*stored["verdict"])
+    return RunScores(stored["step"], Evidence.from_json(stored["fit"]), held_out, verdict, stored.get("figures", {}))
 
 
-def _older_row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> Evidence:
-    """Read one temperature of older scores, which lack the methods and sides of an evidence."""
+# ---- the model ----------------------------------------------------------------------------------
 
-    def interval(name: str, other: Any) -> Interval | None:
-        # Some older folders hold intervals beside the rows; the others only means and errors.
-        if measured is not row:
-            numbers = measured[name]
-            # In these intervals null stands for what JSON cannot hold.
-            absent = (np.nan, np.nan, np.nan, np.nan, -np.inf, np.inf)
-            both = zip(absent, numbers or absent, strict=True)
-            return None if numbers is None else Interval(*(np.asarray(b if a is None else a, float) for b, a in both))
-        if other is None:
-            return None
-        return Interval.normal(*other) if isinstance(other, list) else Interval.exact(other)
 
-    drawn = row["estimates"]
-    objective, reward, kl = (interval(name, drawn[name]) for name in ("objective", "reward", "kl"))
-    assert objective is not None
-    assert reward is not None
-    assert kl is not None
-    found = Evidence.unbracketed(
-        row["beta"],
-        objective,
-        reward,
-        kl,
-        "",
-        prior_objective=interval("start", row["start"]),
-        log_marginal=interval("log_marginal", drawn.get("log_marginal")),
-    )
-    optimum = interval("optimum", row["optimum"])
-    gap = None if row["optimum"] is None else [row["optimum"] - drawn["objective"][0], drawn["objective"][1]]
-    metrics = {name: Estimate(*(np.asarray(part, float) for part in pair)) for name, pair in drawn["metrics"].items()}
-    return replace(
-        found,
-        optimum=optimum or found.optimum,
-        gap=interval("gap", gap),
-        log_evidence=interval("log_evidence", row["log_evidence"]),
-        metrics=metrics,
-    )
+def describe_model(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe how to make a model again, from any folder."""
+    return {"model": str(Path(model).resolve()) if model.endswith(".py") else model, "options": dict(options)}
 
 
 def read_model(directory: Path) -> dict[str, Any] | None:
@@ -150,38 +113,41 @@ def require_model(directory: Path) -> dict[str, Any]:
     return made
 
 
-def is_learning(directory: Path) -> bool:
-    """Whether a folder holds a run of `learn`."""
-    return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
-
-
-def model_rows(directory: Path) -> list[tuple[str, str]]:
-    """Return model and options as rows of (setting, value)."""
-    made = read_model(directory)
+def model_rows(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return model and options as rows of (setting, value); none for a run without them."""
     if made is None:
         return []
     options = ", ".join(f"{name}={format_option(value)}" for name, value in made["options"].items())
     return [("model", made["model"]), ("options", options or "defaults")]
 
 
-def read_scores(directory: Path) -> RunScores | None:
-    """Read the scores of a run; None if it was not scored.
+# ---- runs of `learn` ----------------------------------------------------------------------------
+
+
+def is_learning(directory: Path) -> bool:
+    """Whether a folder holds runs of `learn`."""
+    return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
+
+
+def learning_folder(directory: Path, index: int) -> Path:
+    """Return the folder of one run: the first run lives in the folder itself.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: it is a link.
     """
-    remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
-    stored = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
-    if stored is None:
-        return None
-    held_out = None if stored["held_out"] is None else _read_evidence(stored["held_out"])
-    verdict = None if stored["verdict"] is None else Line(*stored["verdict"])
-    try:
-        fit = _read_evidence(stored["fit"], stored.get("measured"))
-    except (KeyError, TypeError, ValueError) as error:
-        path = directory / run_folder.SCORES
-        raise RunFolderError(f"cannot read {path}: its measured rows are damaged ({error}); {remedy}") from error
-    return RunScores(stored["step"], fit, held_out, verdict, stored.get("figures", stored.get("pictures", {})))
+    place = directory if index == 0 else directory / f"run-{index + 1}"
+    if index > 0 and place.is_symlink():
+        raise RunFolderError(f"{place} is a link, and runs are kept in folders of their own; remove it")
+    return place
+
+
+def read_episodes(directory: Path) -> tuple[int, dict[str, Any]]:
+    """Read how many episodes a run of `learn` has played, and its history; 0 and an empty history if none."""
+    history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
+    return len(history.get("episode", ())), history
+
+
+# ---- what is missing ----------------------------------------------------------------------------
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
@@ -195,7 +161,7 @@ def missing_parts(directory: Path, done: int, total: int, scores: RunScores | No
             ("the model (model.json)", scores is None or (directory / run_folder.MODEL).exists()),
             ("the results", scores is not None and scores.step == done),
             ("the figures", all((directory / name).exists() for name in OUTPUT_FILES[:2])),
-            ("the report", (directory / OUTPUT_FILES[2]).exists()),
+            ("the report", (directory / REPORT).exists()),
         )
         if not there
     ]
@@ -206,101 +172,21 @@ def missing_parts(directory: Path, done: int, total: int, scores: RunScores | No
 
 def _damaged(directory: Path, scores: RunScores) -> Iterator[str]:
     """Yield the names of files beside the fit that changed since they were written."""
+
+    def content_of(name: str) -> bytes | None:
+        try:
+            return read_file(directory / name)
+        except RunFolderError:
+            return b""  # no digest agrees with it
+
     for name, digest in scores.figures.items():
-        if _differs(directory / file_name(name), partial(_has, digest)):
+        content = content_of(file_name(name))
+        if content is not None and digest_of(content) != digest:
             yield name
-    if _differs(directory / REPORT, partial(is_intact, name="report")):
+    content = content_of(REPORT)
+    if content is not None and not is_intact(content, "report"):
         yield REPORT
     try:
         run_folder.read_draws(directory)
     except RunFolderError:
         yield run_folder.POSTERIOR
-
-
-def _has(digest: str, content: bytes) -> bool:
-    return digest_of(content) == digest
-
-
-def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
-    """Whether there is a file that cannot be read or fails the check."""
-    try:
-        content = read_file(path)
-    except RunFolderError:
-        return True
-    return content is not None and not fine(content)
-
-
-# ---- `bayesrl show` -----------------------------------------------------------------------------
-
-
-def show_fit(directory: Path) -> None:
-    """Print the content of a fit's folder: settings, results, the end of the history, and what is missing."""
-    from rich.text import Text
-
-    from bayesrl.cli.show import history_table, plain_table, run_rows
-
-    stored = run_folder.read_problem(directory)
-    settings, identity = stored["settings"], stored["identity"]
-    done, history = run_folder.read_history(directory)
-    console = make_console()
-    console.print(plain_table(("setting", "value"), [*model_rows(directory), *run_rows(settings, identity, done)]))
-    betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
-    scores = read_scores(directory)
-    if scores is not None:
-        after = "" if scores.step == done else f" after {pluralize(scores.step, 'step')}"
-        console.print(Text(f"\nresults{after}", style="bold"))
-        print_results(scores)
-    if history:
-        console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
-        console.print(history_table(history, betas))
-    for line in missing_parts(directory, done, settings["num_steps"], scores):
-        print_line(line, "yellow")
-
-
-def show_learning(directory: Path) -> None:
-    """Print the content of a folder with runs of `learn`."""
-    from bayesrl.cli.show import plain_table
-
-    make_console().print(plain_table(("what", "value"), _learning_rows(directory)))
-
-
-def print_results(scores: RunScores) -> None:
-    """Print the table of scores, and the verdict below it."""
-    from rich.text import Text
-
-    from bayesrl.cli.show import evidence_table
-
-    console = make_console()
-    console.print(evidence_table(scores.fit, scores.held_out))
-    if scores.verdict is not None:
-        console.print(Text(f"\n{format_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
-
-
-def _learning_rows(directory: Path) -> list[tuple[str, str]]:
-    """Describe the content of a folder of runs, as rows of (what, value)."""
-    stored = run_folder.read_problem(directory)
-    identity = stored["identity"]
-    done, history = read_episodes(directory)
-    rows = [
-        ("environment", str(identity["environment"])),
-        ("agent", str(identity["agent"]["type"])),
-        ("exploration", str(identity["exploration"])),
-        ("episodes", f"{done:,} of {stored['settings']['num_episodes']:,}"),
-    ]
-    made = read_model(directory)
-    if made is not None:
-        options = ", ".join(f"{name}={format_option(value)}" for name, value in made["options"].items())
-        rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
-    if done:
-        last, named = last_tenth(done, "episode")
-        rows.append((f"mean return of the {named}", format_number(float(history["return"][-last:].mean()))))
-        rows.append(("cumulated regret", format_number(float(history["regret"].sum()))))
-    if done < stored["settings"]["num_episodes"] and "confidence" not in stored["settings"]:
-        rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
-    return rows
-
-
-def read_episodes(directory: Path) -> tuple[int, dict[str, Any]]:
-    """Read how many episodes a run of `learn` has played, and its history; 0 and an empty history if none."""
-    history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
-    return len(history.get("episode", ())), history

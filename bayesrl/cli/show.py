@@ -1,6 +1,8 @@
-"""Scores of a fit as tables for a terminal of 80 columns."""
+"""`bayesrl show`: what a run folder holds, in tables for a terminal of 80 columns; without JAX."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +10,87 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from bayesrl import run_folder
+from bayesrl.cli.run_info import (
+    COLOURS,
+    RunScores,
+    is_learning,
+    learning_folder,
+    missing_parts,
+    model_rows,
+    read_episodes,
+    read_model,
+    read_scores,
+)
+from bayesrl.cli.terminal import make_console, print_line
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.interval_text import has_mean
-from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number
-from bayesrl.display.tables import WIDTH, Table, rich_table, split_columns
+from bayesrl.display.formatting import (
+    estimate_at,
+    format_beta,
+    format_estimate,
+    format_mean,
+    format_number,
+    last_tenth,
+    pluralize,
+)
+from bayesrl.display.tables import WIDTH, Table, format_text, rich_table, split_columns
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
 
-def evidence_table(fit: Evidence, held_out: Evidence | None = None) -> RenderableType:
+def show_run(directory: Path) -> None:
+    """Print the content of a run folder: a fit's settings, results, history and what is missing; or runs of `learn`."""
+    if is_learning(directory):
+        make_console().print(plain_table(("what", "value"), _learning_rows(directory)))
+        return
+    stored = run_folder.read_problem(directory)
+    done, history = run_folder.read_history(directory)
+    console = make_console()
+    console.print(plain_table(("setting", "value"), fit_rows(read_model(directory), stored, done)))
+    scores = read_scores(directory)
+    if scores is not None:
+        after = "" if scores.step == done else f" after {pluralize(scores.step, 'step')}"
+        console.print(Text(f"\nresults{after}", style="bold"))
+        print_results(scores)
+    if history:
+        console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
+        console.print(_history_table(history, _betas(stored)))
+    for line in missing_parts(directory, done, stored["settings"]["num_steps"], scores):
+        print_line(line, "yellow")
+
+
+def print_results(scores: RunScores) -> None:
+    """Print the table of scores, and the verdict below it."""
+    console = make_console()
+    console.print(_evidence_table(scores.fit, scores.held_out))
+    if scores.verdict is not None:
+        console.print(Text(f"\n{format_text([scores.verdict])}", style=COLOURS[scores.verdict.outcome]))
+
+
+def _learning_rows(directory: Path) -> Iterator[tuple[str, str]]:
+    """Describe runs of `learn`, as rows of (what, value); numbers are means over the runs, as `learn` prints them."""
+    stored, made = run_folder.read_problem(directory), read_model(directory)
+    identity, settings = stored["identity"], stored["settings"]
+    num_runs = 1 if made is None or "learn" not in made else made["learn"]["runs"]
+    runs = [read_episodes(learning_folder(directory, index)) for index in range(num_runs)]
+    total = settings["num_episodes"]
+    yield from model_rows(made)
+    yield "environment", str(identity["environment"])
+    yield "agent", str(identity["agent"]["type"])
+    yield "exploration", str(identity["exploration"])
+    yield "runs", f"{num_runs:,}"
+    yield "episodes", ", ".join(f"{done:,} of {total:,}" for done, _ in runs)
+    histories = [history for done, history in runs if done]
+    if histories:
+        last, named = last_tenth(len(histories[0]["episode"]), "episode")
+        yield f"mean return of the {named}", format_mean([h["return"][-last:].mean() for h in histories])
+        yield "cumulated regret", format_mean([h["regret"].sum() for h in histories])
+    if min(done for done, _ in runs) < total and "confidence" not in settings:
+        yield "go on with", f"bayesrl resume {shlex.quote(str(directory))}"
+
+
+def _evidence_table(fit: Evidence, held_out: Evidence | None = None) -> RenderableType:
     """Lay out the evidence of a fit as tables within 80 columns, with a legend below.
 
     Args:
@@ -38,7 +112,7 @@ def evidence_table(fit: Evidence, held_out: Evidence | None = None) -> Renderabl
     return Group(*parts)
 
 
-def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> RichTable:
+def _history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> RichTable:
     """Lay out the end of a history as a table, with means over restarts.
 
     Args:
@@ -56,15 +130,16 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
     return rich_table(Table(("step", "β", "J", "E[R]", "KL", "spread", "|gradient|"), lines, "r" * 7))
 
 
-def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
+def fit_rows(made: Mapping[str, Any] | None, stored: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
     """Describe how a fit was made, as rows of (setting, value).
 
     Args:
-        settings: settings in its run folder.
-        identity: identity in its run folder.
+        made: its model and options, or None.
+        stored: its problem, as the run folder describes it.
         done: number of steps so far.
     """
-    betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
+    identity, settings, betas = stored["identity"], stored["settings"], _betas(stored)
+    yield from model_rows(made)
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
     if "start_beta" in settings:
         yield "start of β", f"{settings['start_beta']:g}"
@@ -78,6 +153,11 @@ def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int
         yield name, f"{told['type']}({shown})" if isinstance(told, dict) else str(told)
     yield "optimizer", "Adam, cosine decay to 0" if settings["optimizer"] == "default" else "the model's own"
     yield "versions", ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if "_version" in k)
+
+
+def _betas(stored: Mapping[str, Any]) -> list[float | None]:
+    beta = stored["identity"]["beta"]
+    return beta if isinstance(beta, list) else [beta]
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RichTable":

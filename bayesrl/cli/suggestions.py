@@ -95,7 +95,7 @@ class _Slips:
         mine = _OPTIONS.get(self.command, {})
         known = [name for name in (*mine, *_FLAGS.get(self.command, ())) if name != "--set"]
         if word in mine or self.command not in _USES:
-            return (word if word in mine else closest(word, known) or word), ""
+            return (word if word in mine else _nearest(word, known) or word), ""
         plain = word[2:].replace("-", "_")
         own = self._options_of(self.model, self.command)
         if plain in own:
@@ -108,7 +108,7 @@ class _Slips:
         if bare in _OPTIONS[theirs] and self._is_for(theirs):
             self.command = theirs
             return bare, ""
-        if (near := closest(bare, known)) is not None:
+        if (near := _nearest(bare, known)) is not None:
             return near, ""
         if (near := closest(plain, list(own), 0.8)) is not None:
             return "--set", near
@@ -129,6 +129,12 @@ class _Slips:
             return {} if model is None else model_options(model, _USES[command])
         except ProblemError:
             return {}
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    """Return the option nearest to a word, or None; the dashes are left out, since they would count as a likeness."""
+    near = closest(word[2:], [name[2:] for name in known], 0.65)
+    return None if near is None else f"--{near}"
 
 
 def _as_whole(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,13 @@ def format_estimate(estimate: Any) -> str:
     if decimals > 7:
         return f"{_tiny(mean, decimals)} ± {error:.1e}"
     return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """Write the mean of independent numbers, such as those of several runs, ± its standard error if there are two."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    error = spread / len(values) ** 0.5 if spread >= 1e-9 else 0.0  # less is rounding
+    return format_estimate(Estimate(np.asarray(np.mean(values)), np.asarray(error)))
 
 
 def _decimals(error: float) -> int:

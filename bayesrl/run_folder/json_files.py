@@ -175,7 +175,7 @@ def _stored_problem(directory: str | Path) -> dict[str, Any]:
 def load_json(
     directory: str | Path, name: str, schema: Mapping[str, Schema], remedy: str = ANEW
 ) -> dict[str, Any] | None:
-    """Read one of the folder's JSON files, or return None if it does not exist.
+    """Read one of the folder's JSON files as this version writes it, or return None if it does not exist.
 
     Args:
         directory: the run folder.
@@ -191,6 +191,7 @@ def load_json(
     if content is None:
         return None
     told: Any = _parsed(path, content, remedy)
+    told = earlier_formats.upgrade_scores(told) if name == SCORES else told
     wrong = misfit(told, dict(schema))
     if wrong is not None:
         raise RunFolderError(f"{path}: {wrong}; it is damaged: {remedy}")

@@ -61,6 +61,8 @@ def answer(*args: object, **environment: str) -> tuple[int, str, str]:
         (("fit", "digits_bandit", "--set", "arms=3"), 2, "or `bayesrl fit bernoulli_bandit --set arms=...`"),
         (("fit", "deep_sea", "--episodes", "9"), 2, "Did you mean: bayesrl learn deep_sea --episodes 9\n"),
         (("show", "runs", "--steps", "3"), 2, "No such option"),
+        (("fit", "bernoulli_bandit", "--guide", "X"), 2, "No such option: --guide\n"),
+        (("--verbose",), 2, "No such option: --verbose\n"),
         (("fit", "digits_bandt"), 2, "there is no model 'digits_bandt'; did you mean 'digits_bandit'?"),
         (("learn", "deap_sea"), 2, "did you mean 'deep_sea'?"),
         (("learn", "digits_bandit"), 2, "or use `bayesrl fit digits_bandit`"),
@@ -112,6 +114,9 @@ def test_it_answers_before_jax_is_imported(args: tuple[str, ...], code: int, tex
         ("learn deep_sea --steps 10", "fit deep_sea --steps 10"),
         ("fit digits_bandit --episodes 10", None),
         ("fit digits_bandit --lr 0.1", None),
+        ("fit bernoulli_bandit --guide X", None),
+        ("learn deep_sea --rule thompson", None),
+        ("report runs/x --folder y", None),
         # whole numbers
         ("fit digits_bandit --steps 1e3", "fit digits_bandit --steps 1000"),
         ("fit digits_bandit --steps=2,000 --seed 7.0", "fit digits_bandit --steps 2000 --seed 7"),

@@ -75,7 +75,12 @@ def test_runs_go_on_and_are_shown(run: tuple[Path, str], tmp_path: Path) -> None
     assert len(after) == 15
     code, out, _ = invoke("show", folder)
     assert code == 0
-    assert "15 of 15" in out
+    assert re.search(r"^runs +2 *$", out, flags=re.MULTILINE)
+    assert re.search(r"^episodes +15 of 15, 15 of 15 *$", out, flags=re.MULTILINE)
+    other = run_folder.read_arrays(folder / "run-2" / run_folder.CHECKPOINT)["history/return"]
+    mean = re.search(r"^mean return of the last episode +(\S+)", out, flags=re.MULTILINE)
+    assert mean is not None
+    assert float(mean[1]) == pytest.approx((after[-1] + other[-1]) / 2, abs=0.01)
     assert "Thompson()" in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -96,7 +101,7 @@ def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
     assert not path.exists()
     code, out, _ = invoke("show", folder)
     assert code == 0
-    assert "12 of 20" in out
+    assert "12 of 20, 0 of 20" in out
     for name in (run_folder.CHECKPOINT, run_folder.PREVIOUS_CHECKPOINT):
         (folder / name).unlink()
     code, _, err = invoke("report", folder, "--out", tmp_path / "b.html")
@@ -151,7 +156,7 @@ def test_another_run_is_refused_and_the_first_kept(run: tuple[Path, str]) -> Non
     model = run[0].parent / "river.py"
     before = {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file()}
     code, _, err = invoke("learn", model, "--set", "horizon=7", "--out", run[0])
-    assert (code, "holds runs of another options" in err) == (2, True)
+    assert (code, "holds runs with another choice of options: {'horizon': 5}, not {'horizon': 7}" in err) == (2, True)
     code, _, err = invoke("learn", model, "--set", "horizon=5", "--seed", 3, "--out", run[0])
     assert (code, "another seed" in err) == (2, True)
     assert before == {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file()}

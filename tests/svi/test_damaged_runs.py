@@ -16,7 +16,7 @@ import pytest
 
 import bayesrl
 from bayesrl import run_folder
-from bayesrl.cli.run_info import show_fit
+from bayesrl.cli.show import show_run
 from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import problem_digest, stamped_json
 from bayesrl.files.locking import lock_folder
@@ -134,7 +134,7 @@ def test_values_of_another_kind_are_never_raw_and_steer_no_terminal(
         inner[place[-1]] = rng.choice(VALUES)
         identity = changed["identity"] if isinstance(changed["identity"], dict) else {}
         path.write_bytes(stamped_json(changed, path.name, problem_digest(identity)))
-        for use in (show_fit, bayesrl.load):
+        for use in (show_run, bayesrl.load):
             try:
                 use(copied)
             except RunFolderError:

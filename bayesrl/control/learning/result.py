@@ -12,10 +12,9 @@ from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.agents.base import AgentState
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.env_adapter import EnvAdapter
-from bayesrl.display.formatting import format_estimate, format_number, last_tenth, pluralize
+from bayesrl.display.formatting import format_mean, format_number, last_tenth, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import ControlError
-from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
@@ -246,7 +245,7 @@ def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
     else:
         rows.append(("optimum and regret", f"unknown: {first.env.unknown}"))
     if not np.isnan(first.history["regret"]).all():
-        rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
+        rows.append(("cumulated regret", format_mean([run.regret[-1] for run in several])))
     if first.env.optimum is not None and first.env.optimum > 0 and first.env.max_steps > 1:
         solved = [run.solved_after() for run in several]
         rows.append(
@@ -271,16 +270,7 @@ def listing(rows: Sequence[tuple[str, str]]) -> Table:
 def mean_return(several: Sequence[LearnResult]) -> tuple[str, str]:
     """Return the name of the last episodes, and their mean return over the runs as text."""
     last, named = last_tenth(several[0].num_episodes, "episode")
-    return named, _over([run.history["return"][-last:].mean() for run in several])
-
-
-def _over(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return format_number(float(values[0]))
-    spread = float(np.std(values, ddof=1))
-    return format_estimate(
-        Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
-    )
+    return named, format_mean([run.history["return"][-last:].mean() for run in several])
 
 
 def draws_dataset(draws: Mapping[str, Any]) -> "xr.Dataset":
