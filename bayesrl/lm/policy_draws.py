@@ -18,8 +18,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.lm.generation import ScoredTexts, generate, max_rows, pad_prompts
 from bayesrl.lm.prompted_policy import PLATE, TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Completions, Prompts
-from bayesrl.lm.rewards import Reward
-from bayesrl.lm.rewards.base import WeightedSum
+from bayesrl.lm.rewards.base import Reward, WeightedSum, evaluate
 from bayesrl.lm.rewards.text import TextReward
 from bayesrl.lm.text_distribution import text_mask
 from bayesrl.objectives import ReverseKL
@@ -106,7 +105,7 @@ def _reward_program(
 ) -> list[Array]:
     rewards, examples = static
     completions = Completions(index, prompt, prompt_mask, tokens, mask, examples)
-    return [jnp.asarray(reward(completions), jnp.float32) for reward in rewards]
+    return [evaluate(reward, completions).astype(jnp.float32) for reward in rewards]
 
 
 class TextDraws:

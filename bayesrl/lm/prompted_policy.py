@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array
@@ -17,7 +16,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.generation_config import sampling_settings
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
 from bayesrl.lm.prompts import Completions, Prompts, encode_prompts
-from bayesrl.lm.rewards import Reward
+from bayesrl.lm.rewards.base import Reward, evaluate
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
@@ -93,9 +92,9 @@ class PromptedPolicy:
                 return tokens
             completions = Completions(index, prompt, mask, tokens, answers.text_mask(tokens), encoded.examples)
             for name, reward in self.rewards.items():
-                reward_site(name, _call_reward(name, reward, completions))
+                reward_site(name, evaluate(reward, completions, name))
             for name, metric in self.metrics.items():
-                numpyro.deterministic(name, _call_reward(name, metric, completions))
+                numpyro.deterministic(name, evaluate(metric, completions, name))
         return tokens
 
     def over_all_data(self) -> "PromptedPolicy":
@@ -230,13 +229,3 @@ def _check_room(model: CausalLM, prompts: Prompts, max_new_tokens: int) -> None:
             f"prompt {worst} ({prompts.examples[worst]['prompt'][:40]!r}) has {longest} tokens, and with "
             f"max_new_tokens={max_new_tokens} exceeds the model's context of {room}; shorten one of them"
         )
-
-
-def _call_reward(name: str, reward: Reward, completions: Completions) -> Array:
-    value = jnp.asarray(reward(completions))
-    if value.shape != completions.index.shape:
-        raise LanguageModelError(
-            f"reward {name!r} returned shape {value.shape} for completions [{completions.index.shape[0]}]; return one "
-            "number for each"
-        )
-    return value

@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions
-from bayesrl.value_checks import is_real
+from bayesrl.value_checks import array_of, is_real, is_traced
 
 
 class Reward(abc.ABC):
@@ -56,6 +56,20 @@ class Reward(abc.ABC):
         """Release resources such as worker processes; the reward can be used again."""
 
 
+def evaluate(reward: Reward, completions: Completions, name: str | None = None) -> Array:
+    """Return the numbers of a reward for completions, [...], or refuse what it returned instead, such as texts."""
+    value, shape = reward(completions), completions.index.shape
+    # JAX would read the numbers in an array of texts.
+    wrong = "" if is_traced(value) or array_of(value).dtype.kind in "biuf" else " ".join(repr(value).split())[:60]
+    if wrong or jnp.shape(value) != shape:
+        name = name or getattr(reward, "name", type(reward).__name__)
+        raise LanguageModelError(
+            f"reward {name!r} returned {wrong or f'shape {jnp.shape(value)}'} for completions {list(shape)}; return "
+            "one number for each"
+        )
+    return jnp.asarray(value)
+
+
 @checked(LanguageModelError)
 @dataclass(frozen=True)
 class WeightedSum(Reward):
@@ -91,7 +105,7 @@ class WeightedSum(Reward):
         """Return the sum, [...]."""
         total = jnp.zeros(completions.index.shape)
         for weight, part in self.parts:
-            total = total + weight * part(completions)
+            total = total + weight * evaluate(part, completions)
         return total
 
     @property

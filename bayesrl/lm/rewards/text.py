@@ -4,7 +4,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.worker_pool import Failure, WorkerPool
+from bayesrl.value_checks import dtype_kind
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_SHOWN = 80
@@ -154,7 +155,7 @@ class TextReward(Reward):
         if not self.batched:
             return [self._check_value(answer, texts[0])]
         try:
-            given = [] if isinstance(answer, str | bytes) else list(answer)
+            given = [] if isinstance(answer, str | bytes | Mapping | Set) else list(answer)
         except TypeError:
             given = []
         if len(given) != len(texts):
@@ -308,12 +309,10 @@ def _name_of(fn: Any) -> str:
 
 
 def _as_float(value: Any) -> float | None:
-    """Read a real number of Python, NumPy or JAX; None for anything else."""
-    if not isinstance(value, bool | int | float | np.bool_ | np.number | np.ndarray | Array) or np.shape(value) != ():
-        return None
+    """Read a real number of Python, NumPy or JAX; None for anything else, such as an array that holds a text."""
     try:
-        return float(value) if np.asarray(value).dtype.kind != "c" else None
-    except (TypeError, ValueError, OverflowError):
+        return float(value) if dtype_kind(value) in ("b", "i", "u", "f") else None
+    except OverflowError:
         return None
 
 

@@ -15,6 +15,7 @@ from bayesrl.argument_types import Requirement, checker
 from bayesrl.arguments import Count, CountOrZero, NonNegative, check_memory
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
+from bayesrl.lm.transformers.config_json import OPTIONS
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.kv_cache import Cache
 from bayesrl.lm.transformers.layers.linear_and_norm import find_activation
@@ -55,6 +56,13 @@ class Config(abc.ABC):
                 raise LanguageModelError(
                     f"a {self.model_type} model has {field.name}={format_value(value)}; use {wanted}"
                 )
+            for option in OPTIONS.values():
+                known_to = (*option.families, *option.implied)
+                if option.field == field.name and value != field.default and self.model_type not in known_to:
+                    raise LanguageModelError(
+                        f"a {self.model_type} model has {field.name}={format_value(value)}, which only "
+                        f"{', '.join(known_to)} models have; leave it out, or set model_type to one of these"
+                    )
         find_activation(self.activation)
 
     def check_heads(self) -> None:

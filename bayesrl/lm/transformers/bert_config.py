@@ -169,7 +169,6 @@ class BertConfig(Config):
         """Read the config.json of transformers."""
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
-        refuse(json, "add_cross_attention", False)
         json = with_defaults(json, ENCODER_FAMILIES)
         family, labels = json["model_type"], _labels(json)
         names = _DISTIL if family == "distilbert" else COMMON_NAMES

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from bayesrl.errors import LanguageModelError
 from bayesrl.value_checks import format_value
@@ -121,6 +121,85 @@ ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 """By family: other names of settings, and their names here."""
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+QWEN, LATER_GEMMA = ("qwen2", "qwen3"), ("gemma2", "gemma3_text")
+SWITCHED = (*QWEN, "smollm3")
+"""Families whose windows `use_sliding_window` turns on."""
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert")
+_ROTARY = tuple(family for family in DEFAULTS if family not in ("gpt2", *_ENCODERS))
+
+
+class Option(NamedTuple):
+    """A setting that changes what some families compute, and that the classes of all others in transformers ignore.
+
+    Args:
+        field: of the configuration; "" if it is not a field of its own.
+        families: those whose config.json has it.
+        implied: those that have what it says, whatever their config.json says.
+        plain: values without effect, besides null, 0 and False; a list of plain values has none either.
+    """
+
+    field: str
+    families: tuple[str, ...] = ()
+    implied: tuple[str, ...] = ()
+    plain: tuple[Any, ...] = ()
+
+    def is_off(self, value: Any) -> bool:
+        """Whether a value has no effect."""
+        if isinstance(value, list):
+            return all(one in self.plain for one in value)
+        return not value or value in self.plain
+
+
+OPTIONS: Mapping[str, Option] = MappingProxyType(
+    {
+        "attention_bias": Option(
+            "attention_bias",
+            ("llama", "qwen3", "gemma", *LATER_GEMMA, "olmo2", "smollm3", "gpt_neox", "modernbert"),
+            implied=("gpt2", "qwen2", *_ENCODERS),
+        ),
+        "mlp_bias": Option(
+            "feeding_bias", ("llama", "smollm3", "modernbert"), implied=("gpt2", "gpt_neox", *_ENCODERS)
+        ),
+        "sliding_window": Option(
+            "window", ("mistral", "mixtral", *QWEN, *LATER_GEMMA, "phi3", "smollm3", "modernbert")
+        ),
+        "layer_types": Option("", (*SWITCHED, *LATER_GEMMA, "modernbert"), plain=(FULL,)),
+        **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), Option("rope", _ROTARY)),
+        "rope_local_base_freq": Option("local_rope", ("gemma3_text",), implied=("modernbert",)),
+        "no_rope_layers": Option("unturned", ("smollm3",), plain=(1,)),
+        "query_pre_attn_scalar": Option("query_scale", LATER_GEMMA),
+        "attn_logit_softcapping": Option("score_cap", LATER_GEMMA),
+        "final_logit_softcapping": Option("logit_cap", LATER_GEMMA),
+        "use_parallel_residual": Option("parallel", ("gpt_neox",)),
+        "num_local_experts": Option("experts", ("mixtral",)),
+        "num_experts_per_tok": Option("chosen", ("mixtral",)),
+        "classifier_pooling": Option("mean", ("modernbert",), plain=("cls",)),
+        # Of families that are not read: multipliers of Granite and Cohere, OLMo's bound, Falcon's and MPT's positions.
+        **dict.fromkeys(
+            ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), Option("", plain=(1,))
+        ),
+        **dict.fromkeys(("attention_multiplier", "clip_qkv", "alibi", "add_cross_attention"), Option("")),
+        "use_bidirectional_attention": Option(""),
+    }
+)
+"""By name in config.json."""
+
+
+def check_options(json: Mapping[str, Any]) -> None:
+    """Refuse options of other families, which would be read and then have no effect."""
+    family = json["model_type"]
+    for key, option in OPTIONS.items():
+        if family in (*option.families, *option.implied) or option.is_off(json.get(key)):
+            continue
+        if not option.families:
+            refuse(json, key, *option.plain)
+        raise LanguageModelError(
+            f"config.json of a {family!r} model sets {key}={format_value(json[key])}, which only "
+            f"{', '.join(option.families)} models have; set it to null, or model_type to the family of the weights"
+        )
+
+
 def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
     """Return a config.json with one name per setting, and with defaults for missing settings."""
     family = json.get("model_type")
@@ -133,7 +212,9 @@ def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[st
     unread = ("hidden_act",) if "hidden_activation" in names else ()
     settings = {key: value for key, value in json.items() if key not in (*names, *unread)}
     settings |= {names[key]: value for key, value in json.items() if key in names and value is not None}
-    return {**DEFAULTS[family], **settings}
+    settings = {**DEFAULTS[family], **settings}
+    check_options(settings)
+    return settings
 
 
 def required(json: Mapping[str, Any], key: str) -> Any:
@@ -177,9 +258,6 @@ def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
             f"config.json of a {json.get('model_type')!r} model sets {key}={value!r}, which bayesrl does not implement "
             f"(it reads {' or '.join(map(repr, accepted)) or 'models without it'}); choose another model"
         )
-
-
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:

@@ -60,7 +60,6 @@ class GPT2Config(DecoderConfig):
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read the config.json of transformers."""
         json = with_defaults(json, ("gpt2",))
-        refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)
         return cls(**read_fields(json, _NAMES), inner=json.get("n_inner"))

@@ -11,12 +11,15 @@ from bayesrl.lm.transformers.config_json import (
     COMMON_NAMES,
     DEFAULTS,
     FULL,
+    LATER_GEMMA,
+    OPTIONS,
+    QWEN,
     SLIDING,
+    SWITCHED,
     consistent,
     layer_types,
     optional,
     read_fields,
-    refuse,
     required,
     windowed_layers,
     with_defaults,
@@ -41,7 +44,6 @@ class DecoderTraits(NamedTuple):
         gated: how the feed-forward layer is gated.
         scaled: whether embedded tokens are multiplied by √width.
         biased: whether the feed-forward layer has biases.
-        layers: whether config.json may set the kind of attention per layer.
         partial: whether some coordinates of a head may stay unturned.
     """
 
@@ -53,7 +55,6 @@ class DecoderTraits(NamedTuple):
     gated: str = "apart"
     scaled: bool = False
     biased: bool = False
-    layers: bool = False
     partial: bool = False
 
 
@@ -63,21 +64,20 @@ DECODER_FAMILIES: Mapping[str, DecoderTraits] = MappingProxyType(
         "llama": DecoderTraits("LlamaForCausalLM"),
         "mistral": DecoderTraits("MistralForCausalLM"),
         "mixtral": DecoderTraits("MixtralForCausalLM"),
-        "qwen2": DecoderTraits("Qwen2ForCausalLM", layers=True),
-        "qwen3": DecoderTraits("Qwen3ForCausalLM", query_key_norm="head", layers=True),
+        "qwen2": DecoderTraits("Qwen2ForCausalLM"),
+        "qwen3": DecoderTraits("Qwen3ForCausalLM", query_key_norm="head"),
         "gemma": DecoderTraits("GemmaForCausalLM", norm="rms_plus_one", scaled=True),
-        "gemma2": DecoderTraits("Gemma2ForCausalLM", norm="rms_plus_one", norms=_AROUND, scaled=True, layers=True),
+        "gemma2": DecoderTraits("Gemma2ForCausalLM", norm="rms_plus_one", norms=_AROUND, scaled=True),
         "gemma3_text": DecoderTraits(
             "Gemma3ForCausalLM",
             norm="rms_plus_one",
             norms=_AROUND,
             query_key_norm="head",
             scaled=True,
-            layers=True,
         ),
         "phi3": DecoderTraits("Phi3ForCausalLM", joined="stacked", gated="joined", partial=True),
         "olmo2": DecoderTraits("Olmo2ForCausalLM", norms=POST_NORMS, query_key_norm="whole"),
-        "smollm3": DecoderTraits("SmolLM3ForCausalLM", layers=True),
+        "smollm3": DecoderTraits("SmolLM3ForCausalLM"),
         "gpt_neox": DecoderTraits(
             "GPTNeoXForCausalLM", norm="layer", joined="by_head", gated="", biased=True, partial=True
         ),
@@ -175,9 +175,14 @@ class LlamaConfig(DecoderConfig):
                 f"config.json of a {self.model_type!r} model sets partial_rotary_factor={self.rope.share}, which its "
                 "class in transformers does not know; choose another model"
             )
-        if self.chosen > self.experts:
+        if self.traits.joined == "by_head" and self.kv_heads != self.heads:
             raise LanguageModelError(
-                f"a {self.model_type} model has experts={self.experts} and chosen={self.chosen}; choose fewer of them"
+                f"a {self.model_type} model has heads={self.heads} and kv_heads={self.kv_heads}; the two must be equal"
+            )
+        if not min(self.experts, 1) <= self.chosen <= self.experts:
+            raise LanguageModelError(
+                f"a {self.model_type} model has experts={self.experts} and chosen={self.chosen}; choose at least one "
+                "of them, and no more than there are"
             )
         if self.windowed and self.window == 0:
             raise LanguageModelError(f"a {self.model_type} model has layers with a window and window=0; use at least 1")
@@ -213,14 +218,13 @@ class LlamaConfig(DecoderConfig):
         """Read the config.json of transformers."""
         json = with_defaults(json, DECODER_FAMILIES)
         family, traits = json["model_type"], DECODER_FAMILIES[json["model_type"]]
-        refuse(json, "use_bidirectional_attention", False)
         common = read_fields(json, COMMON_NAMES)
         depth = common["depth"]
-        bias = bool(json.get("attention_bias"))
+        bias = optional(json, "attention_bias", False)
         rope, local = _ropes(json)
         if rope.kind == "longrope":
             common["max_length"] = rope.original
-        window, windowed = _windows(json, depth, traits)
+        window, windowed = _windows(json, depth)
         return cls(
             **common,
             kv_heads=optional(json, "num_key_value_heads", common["heads"]),
@@ -233,14 +237,14 @@ class LlamaConfig(DecoderConfig):
             epsilon=required(json, "layer_norm_eps" if traits.norm == "layer" else "rms_norm_eps"),
             attention_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
-            feeding_bias=traits.biased or bool(json.get("mlp_bias")),
+            feeding_bias=traits.biased or optional(json, "mlp_bias", False),
             query_key_norm=bool(traits.query_key_norm),
-            parallel=bool(json.get("use_parallel_residual")),
+            parallel=optional(json, "use_parallel_residual", False),
             query_scale=optional(json, "query_pre_attn_scalar", 0),
             score_cap=optional(json, "attn_logit_softcapping", 0),
             logit_cap=optional(json, "final_logit_softcapping", 0),
-            experts=optional(json, "num_local_experts", 0) if family == "mixtral" else 0,
-            chosen=optional(json, "num_experts_per_tok", 0) if family == "mixtral" else 0,
+            experts=optional(json, "num_local_experts", 0),
+            chosen=optional(json, "num_experts_per_tok", 0),
             tied=required(json, "tie_word_embeddings"),
             model_type=family,
         )
@@ -257,7 +261,8 @@ class LlamaConfig(DecoderConfig):
             "tie_word_embeddings": self.tied,
             **self.rope.to_json(),
         }
-        settings |= {name: value(self) for name, (families, value) in _OWN.items() if self.model_type in families}
+        family = self.model_type
+        settings |= {name: value(self) for name, value in _OWN.items() if family in OPTIONS[name].families}
         return _with_family_names(settings, self)
 
 
@@ -271,7 +276,9 @@ def _with_family_names(settings: dict[str, Any], config: LlamaConfig) -> dict[st
         settings |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
     elif "head_dim" not in DEFAULTS[family] and config.head_dim * config.heads == config.width:
         del settings["head_dim"]  # follows from the rest; files of the family have null or nothing
-    if family in _LATER:
+    if family in SWITCHED:
+        settings["use_sliding_window"] = bool(config.windowed)
+    if family in LATER_GEMMA:
         settings["hidden_activation"] = settings.pop("hidden_act")
     if config.local_rope is not None:
         parameters = {FULL: rope, SLIDING: config.local_rope}
@@ -283,63 +290,50 @@ def _with_family_names(settings: dict[str, Any], config: LlamaConfig) -> dict[st
     return settings
 
 
-_LATER, _QWEN = ("gemma2", "gemma3_text"), ("qwen2", "qwen3")
-_OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = MappingProxyType(
+_OWN: Mapping[str, Callable[[LlamaConfig], Any]] = MappingProxyType(
     {
-        "attention_bias": (
-            ("llama", "qwen3", "gemma", *_LATER, "olmo2", "smollm3", "gpt_neox"),
-            lambda config: config.attention_bias,
-        ),
-        "mlp_bias": (("llama", "smollm3"), lambda config: config.feeding_bias),
-        "sliding_window": (
-            ("mistral", "mixtral", *_QWEN, *_LATER, "phi3", "smollm3"),
-            lambda config: config.window or None,
-        ),
-        "use_sliding_window": ((*_QWEN, "smollm3"), lambda config: bool(config.windowed)),
-        "layer_types": (
-            (*_QWEN, *_LATER, "smollm3"),
-            lambda config: layer_types(config.windowed, config.depth),
-        ),
-        "query_pre_attn_scalar": (_LATER, lambda config: config.query_scale or config.head_dim),
-        "attn_logit_softcapping": (_LATER, lambda config: config.score_cap or None),
-        "final_logit_softcapping": (_LATER, lambda config: config.logit_cap or None),
-        "no_rope_layers": (
-            ("smollm3",),
-            lambda config: [int(layer not in config.unturned) for layer in range(config.depth)],
-        ),
-        "use_parallel_residual": (("gpt_neox",), lambda config: config.parallel),
-        "num_local_experts": (("mixtral",), lambda config: config.experts),
-        "num_experts_per_tok": (("mixtral",), lambda config: config.chosen),
+        "attention_bias": lambda config: config.attention_bias,
+        "mlp_bias": lambda config: config.feeding_bias,
+        "sliding_window": lambda config: config.window or None,
+        "layer_types": lambda config: layer_types(config.windowed, config.depth),
+        "query_pre_attn_scalar": lambda config: config.query_scale or config.head_dim,
+        "attn_logit_softcapping": lambda config: config.score_cap or None,
+        "final_logit_softcapping": lambda config: config.logit_cap or None,
+        "no_rope_layers": lambda config: [int(layer not in config.unturned) for layer in range(config.depth)],
+        "use_parallel_residual": lambda config: config.parallel,
+        "num_local_experts": lambda config: config.experts,
+        "num_experts_per_tok": lambda config: config.chosen,
     }
 )
-"""Settings that only some families have, by family."""
+"""How the settings of `OPTIONS` follow from a configuration."""
 
 
 def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
     """Read the rope of all layers, and the separate one of layers with a window, if there is one."""
-    settings = json.get("rope_parameters")
+    family, settings = json["model_type"], json.get("rope_parameters")
     by_kind = isinstance(settings, Mapping) and (FULL in settings or SLIDING in settings)
-    if json["model_type"] == "gemma3_text" and settings and not by_kind:
+    if settings and by_kind != (family == "gemma3_text"):
+        one_set = "one set of parameters for all layers; put that there"
+        sets = f"only what stands there under {FULL!r} and {SLIDING!r}; put the parameters of each kind of layer there"
         raise LanguageModelError(
-            f"config.json of a 'gemma3_text' model sets rope_parameters={settings!r:.200}, and transformers reads "
-            f"only what stands there under {FULL!r} and {SLIDING!r}; put the parameters of each kind of layer there"
+            f"config.json of a {family!r} model sets rope_parameters={settings!r:.200}, and transformers reads "
+            f"{one_set if by_kind else sets}"
         )
-    if json["model_type"] == "gemma3_text" or by_kind:
-        kinds = settings if isinstance(settings, Mapping) and by_kind else {}
+    if family == "gemma3_text":
+        kinds = settings or {}
         whole = kinds.get(FULL) or json.get("rope_scaling") or {}
         local = {"rope_theta": json.get("rope_local_base_freq") or 10000.0, **(kinds.get(SLIDING) or {})}
         return Rope.from_json(json, parameters=whole, theta=1e6), Rope.from_json({}, parameters=local)
-    if json["model_type"] == "gpt_neox":
-        if settings:
-            return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
-        theta = consistent(json, "rotary_emb_base", "rope_theta", 10000)
-        return Rope.from_json(
-            json, theta=theta, share=consistent(json, "rotary_pct", "partial_rotary_factor", 0.25)
-        ), None
-    return Rope.from_json(json), None
+    if family != "gpt_neox":
+        return Rope.from_json(json), None
+    if settings:
+        return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
+    theta = consistent(json, "rotary_emb_base", "rope_theta", 10000)
+    share = consistent(json, "rotary_pct", "partial_rotary_factor", 0.25)
+    return Rope.from_json(json, theta=theta, share=share), None
 
 
-def _windows(json: Mapping[str, Any], depth: Any, traits: DecoderTraits) -> tuple[int, tuple[int, ...]]:
+def _windows(json: Mapping[str, Any], depth: Any) -> tuple[int, tuple[int, ...]]:
     """Read how many tokens layers with a window see, and which layers have one."""
     family, window = json["model_type"], json.get("sliding_window")
     if window is None or not is_count(depth, least=1):
@@ -349,21 +343,23 @@ def _windows(json: Mapping[str, Any], depth: Any, traits: DecoderTraits) -> tupl
             f"config.json of a {family!r} model sets sliding_window={window!r}; use a whole number of at least 1, or "
             "null for none"
         )
-    kinds = json.get("layer_types") if traits.layers else None
-    if kinds is not None:
-        windowed = windowed_layers(json, kinds, depth)
-    elif family in ("qwen2", "qwen3", "smollm3"):
-        first = 0 if family == "smollm3" else required(json, "max_window_layers")
-        bare = _unturned(json, depth) if family == "smollm3" else range(depth)
-        windowed = tuple(layer for layer in range(depth) if layer >= first and layer in bare)
-    elif family in _LATER:
+    if family in SWITCHED and not json.get("use_sliding_window"):
+        return int(window), ()
+    if family in OPTIONS["layer_types"].families and json.get("layer_types") is not None:
+        return int(window), windowed_layers(json, json["layer_types"], depth)
+    if family == "smollm3":
+        return int(window), _unturned(json, depth)
+    if family in QWEN:
+        return int(window), tuple(range(depth))[required(json, "max_window_layers") :]
+    if family in LATER_GEMMA:
         period = 2 if family == "gemma2" else required(json, "sliding_window_pattern")
-        windowed = tuple(layer for layer in range(depth) if (layer + 1) % period)
-    else:
-        windowed = tuple(range(depth))
-    if family in ("qwen2", "qwen3", "smollm3") and not json.get("use_sliding_window"):
-        windowed = ()
-    return int(window), windowed
+        return int(window), tuple(layer for layer in range(depth) if (layer + 1) % period)
+    if json.get("use_sliding_window") is False:
+        raise LanguageModelError(
+            f"config.json of a {family!r} model sets use_sliding_window=False, which its class in transformers "
+            f"does not read, and sliding_window={window}; set that to null"
+        )
+    return int(window), tuple(range(depth))
 
 
 def _unturned(json: Mapping[str, Any], depth: int) -> tuple[int, ...]:

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.bert_config import BertConfig
+from bayesrl.lm.transformers.llama_config import LlamaConfig
 from bayesrl.lm.transformers.registry import find_family
+from bayesrl.value_checks import format_value
 
 WHOLE, NEAR = "full_attention", "sliding_attention"
 
@@ -73,3 +76,76 @@ def test_what_versions_of_transformers_read_differently_is_refused(
 ) -> None:
     with pytest.raises(LanguageModelError, match=message):
         read(family, **settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"final_logit_softcapping": 30.0}),
+        ("qwen3", {"attn_logit_softcapping": 50.0}),
+        ("gemma", {"query_pre_attn_scalar": 144}),
+        ("llama", {"sliding_window": 4096}),
+        ("gpt_neox", {"sliding_window": 128}),
+        ("llama", {"layer_types": [WHOLE, NEAR]}),
+        ("mistral", {"use_sliding_window": False}),
+        ("qwen2", {"no_rope_layers": [1, 0]}),
+        ("gemma2", {"rope_local_base_freq": 10000.0}),
+        ("llama", {"rope_parameters": {WHOLE: {"rope_theta": 7.0}}}),
+        ("mistral", {"attention_bias": True}),
+        ("gemma2", {"mlp_bias": True}),
+        ("llama", {"num_local_experts": 8}),
+        ("mistral", {"num_experts_per_tok": 2}),
+        ("llama", {"use_parallel_residual": True}),
+        ("llama", {"embedding_multiplier": 12.0}),
+        ("olmo2", {"clip_qkv": 8.0}),
+        ("gpt2", {"rope_theta": 10000.0}),
+        ("gpt2", {"sliding_window": 128}),
+        ("bert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("bert", {"classifier_pooling": "mean"}),
+        ("roberta", {"add_cross_attention": True}),
+    ],
+)
+def test_an_option_that_the_family_does_not_have_is_refused(family: str, settings: dict[str, Any]) -> None:
+    ((key, value),) = settings.items()
+    with pytest.raises(LanguageModelError, match=f"config.json of a '{family}' model sets {key}=") as caught:
+        read(family, **settings)
+    assert format_value(value) in str(caught.value)
+    assert any(remedy in str(caught.value) for remedy in ("; set ", "; choose another model", "; put that there"))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "gpt_neox", "gpt2", "bert", "modernbert"])
+def test_an_option_without_effect_is_accepted(family: str) -> None:
+    inert: dict[str, Any] = {
+        "final_logit_softcapping": None,
+        "num_local_experts": 0,
+        "use_parallel_residual": False if family != "gpt_neox" else None,
+        "embedding_multiplier": 1.0,
+        "attention_dropout": 0.1,
+        "pretraining_tp": 2,
+        "use_cache": True,
+        "max_window_layers": 28,
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
+    assert read(family, **inert) == read(family, use_parallel_residual=inert["use_parallel_residual"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"logit_cap": 30.0},
+            "a llama model has logit_cap=30.0, which only gemma2, gemma3_text models have; leave it out, or",
+        ),
+        ({"experts": 4, "chosen": 2}, "a llama model has experts=4, which only mixtral models have"),
+        ({"model_type": "gpt_neox", "window": 4}, "a gpt_neox model has window=4"),
+        ({"model_type": "mixtral", "experts": 4}, "experts=4 and chosen=0; choose at least one"),
+        ({"model_type": "gpt_neox", "kv_heads": 1}, "heads=2 and kv_heads=1; the two must be equal"),
+    ],
+)
+def test_a_shape_takes_no_options_of_other_families(options: dict[str, Any], message: str) -> None:
+    shape = {"vocab_size": 7, "max_length": 8, "width": 8, "depth": 1, "heads": 2, "kv_heads": 2, "inner": 8}
+    with pytest.raises(LanguageModelError, match=message):
+        LlamaConfig(**{**shape, **options})
+    with pytest.raises(LanguageModelError, match="a bert model has mean=True, which only modernbert models"):
+        BertConfig(mean=True)

@@ -25,6 +25,7 @@ from jax import Array
 from bayesrl.compilation.callbacks import host_call, host_errors
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm import BertClassifier, BertConfig, Pretrained, Tokenizer, byte_tokenizer, char_tokenizer
+from bayesrl.lm.policy_draws import reward_values
 from bayesrl.lm.prompts import Completions, Examples, encode_prompts
 from bayesrl.lm.rewards import (
     Reward,
@@ -39,6 +40,7 @@ from bayesrl.lm.rewards import (
     token_reward,
     worker_pool,
 )
+from bayesrl.lm.rewards.base import evaluate
 from bayesrl.lm.rewards.text import as_reward
 
 LETTERS = char_tokenizer("abcdefgh 0123456789.,-=")
@@ -163,6 +165,10 @@ def test_as_reward() -> None:
         (1e39, "returned 1e\\+39"),
         (10**400, "a int, for"),
         ("0.5", "returned '0.5', a str, for the text 'a'"),
+        (np.str_("0.5"), "a str_, for the text 'a'"),
+        (np.array("0.5"), "returned array\\('0.5', dtype='<U3'\\), a ndarray, for the text 'a'"),
+        (np.array("0.5", object), "a ndarray, for the text 'a'"),
+        (np.array(b"1"), "a ndarray, for the text 'a'"),
         (None, "returned None, a NoneType, for the text 'a'"),
         ([1.0], "returned \\[1.0\\], a list"),
         (1j, "a complex"),
@@ -180,7 +186,28 @@ def test_what_is_no_number(value: Any, told: str) -> None:
         scored(text_reward(lambda texts: [value for _ in texts], batched=True), written(["a", "a"]))
 
 
-@pytest.mark.parametrize("given", [[1.0], [1.0] * 3, None, 2.0, "12", [], iter([1.0])])
+class Words(Reward):
+    """A reward of the user's own that returns texts."""
+
+    def __call__(self, completions: Completions) -> Any:
+        return np.full(completions.index.shape, "1.0")
+
+
+@pytest.mark.parametrize("reward", [Words(), 2.0 * Words(), Words() + length()])
+def test_texts_are_no_numbers(reward: Reward) -> None:
+    completions = written(["a", "b"])
+    prompts = encode_prompts(RECORDS, LETTERS)
+    rows = (np.asarray(completions.index), np.asarray(completions.tokens), np.asarray(completions.mask))
+    told = r"reward 'Words' returned array\(\['1.0', '1.0'.* for completions .*; return one number for each"
+    with pytest.raises(LanguageModelError, match=told):
+        evaluate(reward, completions)
+    with pytest.raises(LanguageModelError, match=told):
+        reward_values({"words": reward}, prompts, *rows)
+
+
+@pytest.mark.parametrize(
+    "given", [[1.0], [1.0] * 3, None, 2.0, "12", [], iter([1.0]), np.array("12"), {1.0, 2.0}, {1.0: "a", 2.0: "b"}]
+)
 def test_wrong_number_of_values(given: Any) -> None:
     told = refused(text_reward(lambda texts: given, batched=True), written(["a", "b"]))
     assert "for 2 texts, the first 'a'; with batched=True, return one number for each text" in told
