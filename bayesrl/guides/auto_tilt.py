@@ -16,6 +16,7 @@ from bayesrl.compilation.jit import closure_jit, to_host
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import summarize_prior_draws
+from bayesrl.core.trace import abstract_trace
 from bayesrl.errors import GuideError
 from bayesrl.guides.base import AutoGuide, PolicyGuide
 from bayesrl.guides.networks import Summary, TiltNetwork
@@ -124,7 +125,9 @@ class AutoTilt(AutoGuide):
         def tilted(*args: Any) -> Any:
             return TiltHandler(policy, plan, _declare(plan, networks), moments, width)(*args)
 
-        return PolicyGuide(tilted, within_prior=True)
+        # Parameters of the policy itself may start at random, and then at other values than those of the prior.
+        own = abstract_trace(key, policy, args).trace.params
+        return PolicyGuide(tilted, within_prior=True, starts_at_prior=not own)
 
     def _plan(
         self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]

@@ -63,7 +63,8 @@ class PolicyGuide:
 
     As a guide it shows only its draws and the deterministic sites with a $ in their name, which pass values
     to objectives. `program` is the same program with all rewards, observed and deterministic sites: the fitted
-    policy. `within_prior` declares that its actions never leave the prior's support and that it does not change nature.
+    policy. `within_prior` declares that its actions never leave the prior's support and that it does not change nature;
+    `starts_at_prior`, that it draws as the policy does until its parameters are trained.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist, bayesrl
@@ -74,8 +75,8 @@ class PolicyGuide:
         ['arm']
     """
 
-    def __init__(self, program: Program, *, within_prior: bool = False) -> None:
-        self.program, self.within_prior = program, within_prior
+    def __init__(self, program: Program, *, within_prior: bool = False, starts_at_prior: bool = False) -> None:
+        self.program, self.within_prior, self.starts_at_prior = program, within_prior, starts_at_prior
 
     def __call__(self, *args: Any) -> Any:
         """Run as a guide."""

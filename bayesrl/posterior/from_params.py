@@ -19,9 +19,9 @@ from bayesrl.core.unsupported import check_arguments, explain_errors
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.guides import AutoGuide
 from bayesrl.posterior.policy_and_guide import bind_params, bind_programs, draw_and_check
-from bayesrl.posterior.sampling import draw_prior
+from bayesrl.posterior.sampling import draw_fit, draw_prior
 from bayesrl.statistics.definitions import is_conditioned
-from bayesrl.typing import PRNGKey, Program
+from bayesrl.typing import Params, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
 LEAST_DRAWS = 32
@@ -65,7 +65,7 @@ def posterior_at(
             settings={f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
             programs=bound.programs,
         )
-        return with_draws(fold_in(key, 6), bare)
+        return with_draws(fold_in(key, 6), bare, bound.params)
 
 
 def _with_trained_policy(
@@ -104,8 +104,15 @@ def _with_trained_policy(
     }
 
 
-def with_draws(key: PRNGKey, posterior: Any) -> Any:
-    """Fill in the draws that a posterior carries: up to 1,000 per fit, fewer if they are large."""
+def with_draws(key: PRNGKey, posterior: Any, start: Params | None = None) -> Any:
+    """Fill in the draws that a posterior carries: up to 1,000 per fit, fewer if they are large.
+
+    Args:
+        key: consumed whole.
+        posterior: of all fits.
+        start: parameters of the guide before training. At these an automatic guide draws as the prior does, by a
+            program that is compiled already.
+    """
     programs = posterior.programs
     if programs is None:
         return posterior
@@ -117,8 +124,11 @@ def with_draws(key: PRNGKey, posterior: Any) -> Any:
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
     draw_key, prior_key = split_keys(key)
     draws, totals = posterior._draw(draw_key, num, ())
-    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
-    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.from_sites({})
+    prior = Draws.from_sites({})
+    if drawn_at_all and start is not None and getattr(programs.guide, "starts_at_prior", False):
+        prior = draw_fit(prior_key, programs, start, num)[0]
+    elif drawn_at_all:
+        prior = draw_prior(prior_key, programs, jax.tree.map(lambda x: x[0], posterior._lanes()[0]), num)[0]
     beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
     scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
     statistics = {

@@ -272,7 +272,7 @@ def posterior_of(
         interrupted=interrupted,
         programs=setup.programs,
     )
-    return with_draws(fold_in(key, 6), made) if drawn else made
+    return with_draws(fold_in(key, 6), made, jax.tree.map(lambda x: x[0], setup.params)) if drawn else made
 
 
 def save_posterior(folder: Path, posterior: Posterior) -> None:

@@ -44,11 +44,11 @@ MEANS = np.array([0.1, 0.3, 0.5, 0.7, 0.9], np.float32)
 
 
 def test_a_fit_and_what_is_asked_of_it(tmp_path: Path) -> None:
-    """First fit 4, then nothing but tables of enumeration: the guide beside the policy, the policy alone, metrics."""
+    """First fit 3, then nothing but tables of enumeration: the guide beside the policy, the policy alone, metrics."""
     policy, means = arms(jnp.asarray(MEANS)), jnp.asarray(MEANS[::-1].copy())
     with compilations() as names:
         posterior = fit(policy, beta=0.1)
-    assert sorted(names) == ["draw", "draw_prior", "fit_step", "initial_state"]
+    assert sorted(names) == ["draw", "fit_step", "initial_state"]
     for change in ({"seed": 1}, {"beta": 0.2}, {"num_steps": STEPS + 30}, {"start_beta": 0.7}):
         with compilations() as names:
             fit(policy, **{"beta": 0.1} | change)

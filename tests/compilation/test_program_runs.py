@@ -16,9 +16,9 @@ MEANS = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 PACKAGE = str(Path(bayesrl.__file__).parent)
 
 
-def test_a_fit_on_a_warm_process_runs_its_program_ten_times_and_enters_fifty_files() -> None:
+def test_a_fit_on_a_warm_process_runs_its_program_eight_times_and_enters_fifty_files() -> None:
     # Twice to see that it is steady, once each for the guide's plan and its parameters, and policy and guide side by
-    # side for the draws before the fit, for its step, and for the draws that the posterior carries of the prior.
+    # side for draws and for a step. The draws that the posterior carries of the prior are of the guide at its start.
     runs = []
 
     def bandit() -> None:
@@ -43,5 +43,5 @@ def test_a_fit_on_a_warm_process_runs_its_program_ten_times_and_enters_fifty_fil
         fit(1)
     finally:
         sys.setprofile(before)
-    assert len(runs) <= 10
+    assert len(runs) <= 8
     assert len(entered) <= 50

@@ -82,6 +82,24 @@ def test_shapes(sweep: bayesrl.Posterior) -> None:
     assert stands("chain_with_nature").sample(KEY, 7)["state"].shape == (1, 7, 4)
 
 
+def test_prior_draws_are_of_the_prior_and_not_of_the_fit() -> None:
+    """They are of the guide at its start. At 1,000 draws each mean lies within five standard errors."""
+
+    def two() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(probs=jnp.array([0.7, 0.2, 0.1])))
+        size = numpyro.sample("size", dist.Gamma(2.0, 1.0 + arm))
+        bayesrl.reward("both", arm + size)
+
+    fit = bayesrl.fit(KEY, two, beta=2.0, num_steps=300, progress=False)
+    arms, sizes = np.asarray(fit.prior_draws["arm"]), np.asarray(fit.prior_draws["size"], float)
+    for arm, share in enumerate((0.7, 0.2, 0.1)):
+        assert (arms == arm).mean() == pytest.approx(share, abs=5 * np.sqrt(share * (1 - share) / 1000))
+    scaled = sizes * (1.0 + arms)
+    assert scaled.mean() == pytest.approx(2.0, abs=5 * np.sqrt(2 / 1000))
+    assert np.log(scaled).mean() == pytest.approx(1 - np.euler_gamma, abs=5 * np.sqrt((np.pi**2 / 6 - 1) / 1000))
+    assert np.asarray(fit.draws["size"]).mean() > sizes.mean() + 0.5
+
+
 def test_metrics_are_estimated() -> None:
     def policy() -> None:
         arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4)))
