@@ -35,9 +35,6 @@ def parse_mask(mask: Any, actions: Actions, name: str) -> np.ndarray:
     """Turn a mask into one flag per action, [actions].
 
     If an action is several integers, the mask has a flag for each action, or for each value of each integer in turn.
-
-    Raises:
-        ControlError: the mask has another shape.
     """
     assert actions.num is not None
     flags = np.asarray(mask)
@@ -48,6 +45,6 @@ def parse_mask(mask: Any, actions: Actions, name: str) -> np.ndarray:
         first = np.cumsum([0, *actions.sizes[:-1]])
         return np.asarray((flags > 0)[digits + first].all(-1))
     raise ControlError(
-        f"{name} tells an {MASK} of {flags.dtype}{list(flags.shape)}, and has {actions.num} actions; let it tell of "
-        "each whether it is allowed, or pass action_masks=False"
+        f"{name} gives an {MASK} of {flags.dtype}{list(flags.shape)}, and has {actions.num} actions; let it give a "
+        "flag for each, or pass action_masks=False"
     )

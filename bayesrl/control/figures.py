@@ -36,14 +36,6 @@ def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figur
     """Draw two policies on the grid of a tabular problem, side by side: arrows by probability, colour by value.
 
     With a horizon, the figure shows the first step.
-
-    Args:
-        mdp: the problem; it needs a layout.
-        fitted: the policy on the left.
-        exact: the policy on the right.
-
-    Raises:
-        ControlError: the problem has no layout.
     """
     figure, axes = grid_axes(mdp, ("fitted", "exact"))
     firsts = [(p.value, p.policy) if mdp.horizon is None else (p.value[0], p.policy[0]) for p in (fitted, exact)]
@@ -58,16 +50,7 @@ def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figur
 
 @checked(ControlError)
 def occupancy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figure":
-    """Draw where two policies spend their time, as expected discounted visits of each cell.
-
-    Args:
-        mdp: the problem; it needs a layout.
-        fitted: the policy on the left.
-        exact: the policy on the right.
-
-    Raises:
-        ControlError: the problem has no layout.
-    """
+    """Draw where two policies spend their time, as expected discounted visits of each cell of the grid."""
     figure, axes = grid_axes(mdp, ("fitted", "exact"))
     visits = [plan.occupancy.sum((0, -1) if mdp.horizon is not None else -1) for plan in (fitted, exact)]
     most = max(v.max() for v in visits)
@@ -82,15 +65,7 @@ def occupancy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Fi
 
 @checked(ControlError)
 def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
-    """Draw a metric of episodes along the training steps: the median over restarts, and their range as a band.
-
-    Args:
-        posterior: fitted or loaded.
-        name: the metric.
-
-    Raises:
-        ControlError: the history has no such metric.
-    """
+    """Draw a metric of episodes along the training steps: the median over restarts, and their range as a band."""
     values = posterior.history.get(f"metrics/{name}")
     if values is None:
         known = ", ".join(key.removeprefix("metrics/") for key in posterior.history if key.startswith("metrics/"))
@@ -106,18 +81,7 @@ def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
 def episode_strip(
     key: PRNGKey, environment: str, posterior: Posterior, *, frames: Count = 6, **options: Any
 ) -> "Figure":
-    """Draw frames of one episode of a fitted policy in a real environment, evenly spaced.
-
-    Args:
-        key: random key for the environment and the policy; do not use it again.
-        environment: id of a registered environment that renders as `rgb_array`.
-        posterior: a fit in that environment; the figure shows the best restart.
-        frames: number of frames.
-        **options: keyword arguments for the environment.
-
-    Raises:
-        ControlError: there is no such environment.
-    """
+    """Draw frames of one episode of a fit's best restart in a real environment that renders as `rgb_array`."""
     from matplotlib.figure import Figure
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no window
@@ -238,11 +202,7 @@ def grid_cells(mdp: TabularMDP) -> Iterator[tuple[int, int, int]]:
 
 
 def grid_axes(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
-    """Begin a figure with a grid for each title, side by side, or one above the other if they are wide.
-
-    Raises:
-        ControlError: the problem has no layout.
-    """
+    """Begin a figure with a grid for each title, side by side, or one above the other if they are wide."""
     from matplotlib.figure import Figure
 
     if mdp.layout is None:

@@ -130,7 +130,7 @@ def _check_policy(mdp: TabularMDP, policy: Any) -> np.ndarray:
     bad = (probs < 0).any(-1) | ~(np.abs(probs.sum(-1) - 1) < 1e-6)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ControlError(f"policy at {place} is {probs[place]}, which is no distribution; make it sum to 1")
+        raise ControlError(f"policy at {place} is {probs[place]}, which is not a distribution; make it sum to 1")
     return np.broadcast_to(probs, shapes[-1]) if mdp.horizon is not None else probs
 
 

@@ -258,5 +258,5 @@ def test_tolerances_are_checked(tolerance: float) -> None:
 def test_policies_are_checked() -> None:
     with pytest.raises(ControlError, match=r"policy has shape \(2, 2\); use \(6, 2\) or \(20, 6, 2\)"):
         evaluate_policy(river_swim(), np.ones((2, 2)) / 2)
-    with pytest.raises(ControlError, match="no distribution"):
+    with pytest.raises(ControlError, match="not a distribution"):
         evaluate_policy(river_swim(), np.ones((6, 2)))

@@ -69,19 +69,9 @@ def to_tabular(
     prior: np.ndarray | None = None,
     masked: bool = False,
 ) -> TabularMDP:
-    """Check a published model in play, and turn it into a finite problem.
+    """Check a model, from `read_published_model`, in play, and turn it into a finite problem; see `from_gymnasium`.
 
-    Args:
-        environment: the environment that publishes the model.
-        model: the model, from `read_published_model`.
-        discount: γ.
-        horizon: number of steps, or None.
-        prior: action probabilities from which policies start, [states, actions].
-        masked: whether the prior gives probability 0 to actions that the environment's masks exclude.
-
-    Raises:
-        ControlError: play contradicts the model; masks do not say what each state allows; or `TabularMDP` refuses the
-            tables.
+    If `masked`, the prior gives probability 0 to actions that the environment's masks exclude.
     """
     states, actions = len(model.table), len(model.columns)
     if model.core is None:

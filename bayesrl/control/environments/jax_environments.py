@@ -175,9 +175,9 @@ class JaxEnvironment(Environment):
         flags = reshape_mask(mask, sizes, shape) if shape else None
         if flags is None:
             raise ControlError(
-                f"{type(self.env).__name__} tells an {MASK} of shape {mask.shape}, which does not say which of its "
-                f"actions are allowed, whose logits have shape {shape}; let it tell of each action, or leave it out of "
-                "the observation"
+                f"{type(self.env).__name__} gives an {MASK} of shape {mask.shape}, which does not say which of its "
+                f"actions are allowed, whose logits have shape {shape}; let it give a flag for each action, or leave "
+                "it out of the observation"
             )
         return flags
 

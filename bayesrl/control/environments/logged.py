@@ -191,7 +191,7 @@ def evaluate_off_policy(
 
     table = _table("probs", probs, data)
     if (table < -_TOLERANCE).any() or (np.abs(table.sum(-1) - 1) > _TOLERANCE)[_held(data)].any():
-        raise ControlError("probs is no distribution in some row; make each row sum to 1")
+        raise ControlError("probs is not a distribution in some row; make each row sum to 1")
     steps = data.action.reshape(data.num_rows, -1)
     held = _held(data)
     taken = np.take_along_axis(table, steps[..., None], -1)[..., 0]

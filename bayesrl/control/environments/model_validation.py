@@ -42,9 +42,6 @@ def validate_model(
 
     Returns:
         Distribution of the first state, [states], and the actions that each state allows, [states, actions], if masked.
-
-    Raises:
-        ControlError: play contradicts the model; a state's mask is missing, or not always the same.
     """
     trial = _Trial(model, masked=masked)
     trial.ask(lambda: model.core.reset(seed=0))
@@ -117,7 +114,7 @@ class _Trial:
         if start is None:
             if (starts > 0).sum() > 1:
                 raise ControlError(
-                    f"episodes start in {(starts > 0).sum()} states, and no initial_state_distrib tells how often in "
+                    f"episodes start in {(starts > 0).sum()} states, and no initial_state_distrib says how often in "
                     "each"
                 )
             return starts / starts.sum()
@@ -240,7 +237,7 @@ def _check_frequencies(pooled: list[tuple[np.ndarray, np.ndarray]], what: str) -
         far = found - expected if name == "chi-square" else abs(found - expected)
         if far > _MAX_DEVIATIONS * variance**0.5 + 1e-6 * abs(expected):
             raise ControlError(
-                f"{what} are not as frequent in play as the published model tells: their {name} is {found:.5g}, "
+                f"{what} are not as frequent in play as the published model says: their {name} is {found:.5g}, "
                 f"and {expected:.5g} ± {variance**0.5:.2g} is expected"
             )
 

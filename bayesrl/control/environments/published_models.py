@@ -100,9 +100,7 @@ def read_published_model(environment: Any) -> PublishedModel:
     """Read the model that an environment publishes, through the wrappers around it.
 
     Wrappers that change one reward, action or observation at a time also change the model; recorders are skipped.
-
-    Raises:
-        ControlError: a wrapper may change more than that, or hides states; the table P cannot be read.
+    Wrappers that may change more, or hide states, are refused.
     """
     kinds = [_kind_of_wrapper(wrapper) for wrapper in active_wrappers(environment)]
     core, bare = _copy_playable(environment)
@@ -150,9 +148,9 @@ def _read_start(bare: Any, num_states: int) -> np.ndarray | None:
     try:
         array = np.asarray(start, float)
     except (TypeError, ValueError) as error:
-        raise ControlError(f"initial_state_distrib of {env_name(bare)} is no array of numbers: {error}") from error
+        raise ControlError(f"initial_state_distrib of {env_name(bare)} is not an array of numbers: {error}") from error
     if array.ndim != 1 or not (array >= 0).all() or not 0 < array.sum() < np.inf:
-        raise ControlError(f"initial_state_distrib of {env_name(bare)} is no distribution: {array!r}")
+        raise ControlError(f"initial_state_distrib of {env_name(bare)} is not a distribution: {array!r}")
     if len(array) != num_states:
         raise ControlError(f"initial_state_distrib has {len(array)} numbers, and the table P has {num_states} states")
     return np.asarray(array / array.sum())
@@ -204,11 +202,7 @@ def _in_observed_order(model: PublishedModel) -> PublishedModel:
 
 
 def _kind_of_wrapper(wrapper: Any) -> str:
-    """Say what a wrapper changes, one at a time: "reward", "action" or "observation".
-
-    Raises:
-        ControlError: the wrapper may change more than that.
-    """
+    """Say what a wrapper changes, one at a time: "reward", "action" or "observation"; refuse others."""
     import gymnasium
 
     for kind, base in {

@@ -223,18 +223,14 @@ def can_reach(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
 
 
 def as_floats(name: str, values: Any) -> np.ndarray:
-    """Convert to an array of numbers in double precision.
-
-    Raises:
-        ControlError: the values are not an array of numbers.
-    """
+    """Convert to an array of numbers in double precision, or refuse what is not one."""
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"it holds {array.dtype}")
         return array.astype(float)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ControlError(f"{name} is no array of numbers: {error}; pass one") from error
+        raise ControlError(f"{name} is not an array of numbers: {error}; pass one") from error
 
 
 def _as_flags(terminal: Any) -> np.ndarray:
@@ -269,20 +265,12 @@ def merge_outcomes(outcomes: Sequence[tuple[int, float, float]]) -> list[tuple[i
 
 
 def from_outcomes(table: Sequence[Sequence[Sequence[tuple[int, float, float]]]], **options: Any) -> TabularMDP:
-    """Make a process from lists of (successor, probability, reward), by state and action.
-
-    Args:
-        table: the outcomes of each action in each state.
-        **options: other arguments of `TabularMDP`.
-    """
+    """Make a process from lists of (successor, probability, reward) by state and action, and the other `options`."""
     lists = [[merge_outcomes(outcomes) for outcomes in row] for row in table]
-    most = max(max((len(outcomes) for outcomes in row), default=1) for row in lists)
-    shape = (len(lists), len(lists[0]), max(most, 1))
-    successors, probabilities, rewards = np.zeros(shape, int), np.zeros(shape), np.zeros(shape)
+    most = max((len(outcomes) for row in lists for outcomes in row), default=1)
+    padded = np.zeros((len(lists), len(lists[0]), max(most, 1), 3))
     for state, row in enumerate(lists):
         for action, outcomes in enumerate(row):
-            for k, (successor, probability, earned) in enumerate(outcomes):
-                successors[state, action, k] = successor
-                probabilities[state, action, k] = probability
-                rewards[state, action, k] = earned
-    return TabularMDP(successors=successors, probabilities=probabilities, rewards=rewards, **options)
+            padded[state, action, : len(outcomes)] = np.reshape(outcomes, (-1, 3))
+    successors, probabilities, rewards = np.moveaxis(padded, -1, 0)
+    return TabularMDP(successors=successors.astype(int), probabilities=probabilities, rewards=rewards, **options)

@@ -25,6 +25,22 @@ class Exploration(abc.ABC):
 
     The same rule serves both posteriors: called with a `Belief` over action values, it acts on uncertainty;
     `behave` acts on a fitted policy, for `GymnasiumSource` and `KLControlAgent`.
+
+    Example:
+        How often each rule takes the second of two actions, which is better and better known:
+
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.control import bayes_ucb, boltzmann, epsilon_greedy, greedy, k_learning, random, thompson
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
+        >>> def share(rule, time=0):
+        ...     return round(float(rule(jax.random.key(0), belief, time).mean()), 1)
+        >>> share(random()), share(greedy()), share(epsilon_greedy(0.2))  # 1/2, 1, 1 − ε/2
+        (0.5, 1.0, 0.9)
+        >>> share(boltzmann(0.5)), share(thompson())  # 1 / (1 + exp(−1 / 0.5)), P(action 1 is the best)
+        (0.9, 0.7)
+        >>> share(bayes_ucb(), time=9), share(k_learning())  # by quantiles of order 10/11; both seek the less certain
+        (0.0, 0.4)
     """
 
     committed: ClassVar[bool] = False
@@ -79,7 +95,6 @@ class Random(Exploration):
         return action, prior.log_prob(action)
 
 
-@checked(ControlError)
 @dataclass(frozen=True)
 class EpsilonGreedy(Exploration):
     """See `epsilon_greedy`."""
@@ -89,10 +104,7 @@ class EpsilonGreedy(Exploration):
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
         whether, which, tie = split_keys(key, 3)
-        mean = belief.mean
-        best = mean == mean.max(-1, keepdims=True)
-        # The argmax of uniform numbers breaks ties at random.
-        chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
+        chosen = _best(tie, belief.mean)
         explore = jax.random.uniform(whether, chosen.shape) < self.epsilon
         return jnp.where(explore, _anything(which, belief), chosen)
 
@@ -115,7 +127,6 @@ class EpsilonGreedy(Exploration):
         return action, jnp.logaddexp(greedy_log_prob, prior.log_prob(action) + jnp.log(self.epsilon))
 
 
-@checked(ControlError)
 @dataclass(frozen=True)
 class Boltzmann(Exploration):
     """See `boltzmann`."""
@@ -149,9 +160,7 @@ class BayesUCB(Exploration):
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
-        bound = belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0))
-        tie = jax.random.uniform(key, bound.shape)
-        return jnp.argmax(jnp.where(bound == bound.max(-1, keepdims=True), tie, -1.0), -1)
+        return _best(key, belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0)))
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,12 @@ class KLearning(Exploration):
         return jax.random.categorical(key, below / tau + variance / (2 * tau**2))
 
 
+def _best(key: PRNGKey, values: Array) -> Array:
+    """Take the action of the greatest value, [...]; the argmax of uniform numbers breaks ties at random."""
+    best = values == values.max(-1, keepdims=True)
+    return jnp.argmax(jnp.where(best, jax.random.uniform(key, values.shape), -1.0), -1)
+
+
 def _anything(key: PRNGKey, belief: Belief) -> Array:
     """Draw any allowed action, [...]."""
     *runs, actions = belief.mean.shape
@@ -180,13 +195,9 @@ def random() -> Exploration:
     """Take all actions with equal probability.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.random()(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)
-        0.5
+        >>> control.random()
+        Random()
     """
     return Random()
 
@@ -195,13 +206,9 @@ def greedy() -> Exploration:
     """Take the action with the greatest expected value; ties are broken at random.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.greedy()(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)
-        1.0
+        >>> control.greedy()
+        EpsilonGreedy(epsilon=0.0)
     """
     return EpsilonGreedy(0.0)
 
@@ -219,13 +226,9 @@ def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
         ControlError: ε is outside [0, 1].
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.epsilon_greedy(0.2)(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)  # 1 − ε/2
-        0.9
+        >>> control.epsilon_greedy(0.2)
+        EpsilonGreedy(epsilon=0.2)
     """
     return EpsilonGreedy(epsilon)
 
@@ -244,13 +247,9 @@ def boltzmann(temperature: Positive) -> Exploration:
         ControlError: the temperature is not above 0.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.boltzmann(0.5)(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)  # 1 / (1 + exp(−1 / 0.5))
-        0.9
+        >>> control.boltzmann(0.5)
+        Boltzmann(temperature=0.5)
     """
     return Boltzmann(temperature)
 
@@ -259,13 +258,9 @@ def thompson() -> Exploration:
     """Draw the values from the posterior, and take the action that is best in this draw; one draw per episode.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.thompson()(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)  # P(action 1 is the best)
-        0.7
+        >>> control.thompson()
+        Thompson()
 
     References:
         Thompson (1933), "On the likelihood that one unknown probability exceeds another". Whole episodes (PSRL):
@@ -280,13 +275,9 @@ def bayes_ucb() -> Exploration:
     In environments, t is the number of the episode.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.bayes_ucb()(jax.random.key(0), belief, 9)  # by quantiles of order 10/11
-        >>> round(float((actions == 1).mean()), 1)
-        0.0
+        >>> control.bayes_ucb()
+        BayesUCB()
 
     References:
         Kaufmann, Cappé & Garivier (2012), "On Bayesian upper confidence bounds for bandit problems", algorithm 1
@@ -304,13 +295,9 @@ def k_learning() -> Exploration:
     at all steps; see `TabularModel.cumulants`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
-        >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
-        >>> actions = control.k_learning()(jax.random.key(0), belief, 0)
-        >>> round(float((actions == 1).mean()), 1)  # the less certain action is tried more often
-        0.4
+        >>> control.k_learning()
+        KLearning()
 
     References:
         O'Donoghue, Osband & Ionescu (2020), "Making sense of reinforcement learning and probabilistic inference",
@@ -353,24 +340,16 @@ def exploration_from_name(text: str) -> Exploration:
     Raises:
         ControlError: there is no such rule; or its number is missing, not wanted or not a number.
     """
-    makers: dict[str, Any] = {
-        "random": random,
-        "greedy": greedy,
-        "thompson": thompson,
-        "bayes_ucb": bayes_ucb,
-        "k_learning": k_learning,
-    }
-    numbered: dict[str, Any] = {"epsilon_greedy": epsilon_greedy, "boltzmann": boltzmann}
-    name, colon, number = str(text).partition(":")
-    if name in makers and not colon:
-        rule: Exploration = makers[name]()
-    elif name in numbered and colon:
-        try:
-            given = float(number)
-        except ValueError as error:
-            raise ControlError(f"exploration {text!r}: {number!r} is no number; write {name}:0.1, say") from error
-        rule = numbered[name](given)
-    else:
-        known = ", ".join([*makers, *(f"{one}:0.1" for one in numbered)])
+    plain: tuple[Any, ...] = (random, greedy, thompson, bayes_ucb, k_learning)
+    numbered: tuple[Any, ...] = (epsilon_greedy, boltzmann)
+    name, colon, number = text.partition(":")
+    rule = next((rule for rule in (numbered if colon else plain) if rule.__name__ == name), None)
+    if rule is None:
+        known = ", ".join([*(one.__name__ for one in plain), *(f"{one.__name__}:0.1" for one in numbered)])
         raise ControlError(f"there is no exploration rule {text!r}; choose from {known}")
-    return rule
+    try:
+        numbers = [float(number)] if colon else []
+    except ValueError as error:
+        raise ControlError(f"exploration {text!r}: {number!r} is not a number; write {name}:0.1, say") from error
+    made: Exploration = rule(*numbers)
+    return made

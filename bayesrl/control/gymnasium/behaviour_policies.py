@@ -54,10 +54,9 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
         which, own, other = split_keys(key, 3)
         explore = jax.random.bernoulli(which, share)
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
-        log_share = jnp.log1p(-jnp.asarray(share)), jnp.log(jnp.asarray(share))
-        log_probs = fitted.log_prob(action), prior.log_prob(action)
         # The density of the mixture, not of the branch taken: importance weights then stay bounded.
-        return action, jnp.logaddexp(log_probs[0] + log_share[0], log_probs[1] + log_share[1])
+        by_guide, by_prior = fitted.log_prob(action), prior.log_prob(action)
+        return action, jnp.logaddexp(by_guide + jnp.log1p(-jnp.asarray(share)), by_prior + jnp.log(jnp.asarray(share)))
 
     return behave
 
@@ -65,15 +64,7 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
 def choose_actions(
     programs: Programs, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour
 ) -> ScoredActions:
-    """Choose an action for each observation [num, ...], and score it.
-
-    Args:
-        programs: the programs of a rollout and its guide.
-        params: unconstrained parameters of the guide.
-        key: random key; do not use it again.
-        seen: observations, [num, ...].
-        behaviour: the policy that plays.
-    """
+    """Choose an action for each observation [num, ...] by the behaviour policy, and score it; the key is consumed."""
 
     def one(key: PRNGKey, observation: Array) -> ScoredActions:
         prior = fitted = action_distribution(programs.policy, observation)

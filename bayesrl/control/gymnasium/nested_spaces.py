@@ -12,14 +12,7 @@ LARGEST_BOUND = 1e6
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """A simple space inside another.
-
-    Attributes:
-        path: the keys and indices that lead to it.
-        space: the simple space.
-        sizes: number of values of each of its integers; empty if its numbers are real.
-        least: the least value of each integer.
-    """
+    """A simple space inside another, where `path` leads; `sizes` and `least` of its integers, empty for floats."""
 
     path: tuple[Any, ...]
     space: Any
@@ -47,22 +40,14 @@ class SpaceLeaf:
 def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[SpaceLeaf] | None:
     """Split a space into its simple parts; None if one of them is not supported.
 
-    Args:
-        space: a Gymnasium space.
-        counted: whether to treat bounded boxes of integers as finite sets, not arrays of numbers.
-        path: the path to the space.
+    With `counted`, bounded boxes of integers are finite sets, not arrays of numbers.
     """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        found: list[SpaceLeaf] = []
-        for step, part in inner:
-            own = flatten_space(part, counted=counted, path=(*path, step))
-            if own is None:
-                return None
-            found += own
-        return found
+        found = [flatten_space(part, counted=counted, path=(*path, step)) for step, part in inner]
+        return None if None in found else [leaf for own in found for leaf in own or ()]
     if isinstance(space, spaces.Discrete):
         return [SpaceLeaf(path, space, (int(space.n),), (int(space.start),))]
     if isinstance(space, spaces.MultiDiscrete):
@@ -80,25 +65,25 @@ def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = 
     return [SpaceLeaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < LARGEST_BOUND else None
 
 
-def assemble(space: Any, leaves: list[SpaceLeaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
+def assemble(space: Any, leaves: tuple[SpaceLeaf, ...], numbers: np.ndarray) -> Any:
     """Assemble a batch of values of a space from the concatenated numbers of its leaves, [num, total width]."""
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Dict):
-        return {name: assemble(part, leaves, numbers, (*path, name)) for name, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(assemble(part, leaves, numbers, (*path, i)) for i, part in enumerate(space.spaces))
-    begin = 0
-    for leaf in leaves:
-        if leaf.path == path:
-            break
-        begin += leaf.width
-    own = numbers[:, begin : begin + leaf.width]
-    if leaf.sizes:
-        own = own + np.asarray(leaf.least)
-    else:
-        own = np.clip(own, np.ravel(leaf.space.low), np.ravel(leaf.space.high))
-    return own.reshape(len(numbers), *space.shape).astype(space.dtype)
+    ends = np.cumsum([leaf.width for leaf in leaves])
+    parts = zip(leaves, np.split(numbers, ends[:-1], 1), strict=True)
+
+    def build(space: Any) -> Any:
+        # The leaves come in the order in which `flatten_space` met them, which is this one.
+        if isinstance(space, spaces.Dict):
+            return {name: build(part) for name, part in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            return tuple(map(build, space.spaces))
+        leaf, own = next(parts)
+        low, high = (np.ravel(getattr(space, end, 0)) for end in ("low", "high"))
+        own = own + np.asarray(leaf.least) if leaf.sizes else np.clip(own, low, high)
+        return own.reshape(len(numbers), *space.shape).astype(space.dtype)
+
+    return build(space)
 
 
 def add_batch_axis(value: Any) -> Any:

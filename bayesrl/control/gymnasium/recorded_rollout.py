@@ -89,11 +89,7 @@ class ExternalEnvironment(Environment):
         return jnp.zeros(self.observations.shape, self.observations.dtype)
 
     def step(self, state: Any, action: Any) -> Transition:
-        """Refuse: the program does not know the next state.
-
-        Raises:
-            ControlError: always.
-        """
+        """Refuse: the program does not know the next state."""
         raise ControlError(
             "this environment is not a program, so it cannot be stepped in one; use bayesrl.fit(..., source=source)"
         )

@@ -110,7 +110,7 @@ class GymnasiumSource(BatchSource):
         what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
         recorded = 10.0 * self.num_envs * self.window  # bytes of an observation, a reward, a log-probability, flags
         check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
-        probe = open_environments(self, 1)
+        probe = open_environments(self, 1, self.seed)
         try:
             self.actions: Actions = describe_actions(probe.single_action_space)
             self.observations: Observations = self._observed(probe)
@@ -136,7 +136,7 @@ class GymnasiumSource(BatchSource):
             shape = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
             if self.actions.num is None or shape != (probe.num_envs, self.actions.num):
                 raise ControlError(
-                    f"action_masks=True, and {self.environment!r} tells no action_mask of {self.actions.num} actions, "
+                    f"action_masks=True, and {self.environment!r} gives no action_mask of {self.actions.num} actions, "
                     "neither in a Dict observation nor in info; leave action_masks out"
                 )
         return describe_observations(space, masked=self.actions.num or 0 if masked else 0, within=within)
@@ -188,13 +188,7 @@ class GymnasiumSource(BatchSource):
         return other
 
     def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Play `window` steps in each environment, and return them as draws [num_envs, window + 1, ...].
-
-        Raises:
-            GuideError: the guide does not draw single actions.
-            ControlError: the policy does not come from this source; a reward or an observation is not finite; too
-                many episodes ended with an error.
-        """
+        """Play `window` steps in each environment, and return them as draws [num_envs, window + 1, ...]."""
         if not isinstance(programs.guide, RolloutGuide):
             raise GuideError(
                 "GymnasiumSource asks the guide for one action at a time, which "
@@ -216,14 +210,14 @@ class GymnasiumSource(BatchSource):
         observed = np.zeros((self.num_envs, size, *seen.shape), seen.dtype)
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
-        actions: Any = None
+        sites = {"observation": observed, "counts": counts, "terminated": terminated, "earned": earned}
         functions, key = self._compiled(programs), as_hash_key(key)
         at = np.zeros(self.num_envs, int)  # the row that each environment has reached
         for t in range(size):
             chosen = functions.act(params, key, np.asarray(t, np.int32), playing.observation)
             action, log_prob = jax.device_get(chosen)
-            if actions is None:
-                actions = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
+            if t == 0:
+                actions = sites["action"] = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
             lanes = np.flatnonzero(at <= self.window)
             rows = at[lanes]
             observed[lanes, rows], actions[lanes, rows] = playing.observation[lanes], action[lanes]
@@ -247,18 +241,10 @@ class GymnasiumSource(BatchSource):
                     at[i] += 1
             self._finished.extend(step.finished)
             self.steps_taken += int(step.counts.sum())
-        sites = {
-            "observation": observed,
-            "action": actions,
-            "counts": counts,
-            "terminated": terminated,
-            "earned": earned,
-        }
         scored: Draws = functions.score(params, sites)
-        earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
+        means = np.asarray(self._finished or playing.unfinished(), float).mean(0)
         metrics = {
-            "return": np.full(self.num_envs, earned_in_all, np.float32),
-            "length": np.full(self.num_envs, length, np.float32),
+            name: np.full(self.num_envs, x, np.float32) for name, x in zip(("return", "length"), means, strict=True)
         }
         # Steps that do not count have no density, and a ratio to whatever is stored there might overflow.
         behaviour[~counts] = 0.0
@@ -275,23 +261,15 @@ class GymnasiumSource(BatchSource):
         return self._programs[1]
 
     def episodes(self, key: PRNGKey, params: Params, programs: Programs, num_episodes: Count) -> tuple[Draws, Totals]:
-        """Play whole episodes by the guide, in separate environments.
-
-        Args:
-            key: random key, which also seeds the environments; do not use it again.
-            params: unconstrained parameters of the guide.
-            programs: policy and guide.
-            num_episodes: number of episodes.
+        """Play whole episodes by the guide, in separate environments, which the key seeds.
 
         Returns:
             Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with nan or −1, and metrics
             `return` and `length`; and discounted totals [num_episodes].
 
         Raises:
-            ControlError: `num_episodes` is below 1; an episode does not end.
+            ControlError: an episode does not end.
         """
-        if num_episodes < 1:
-            raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
         discount = getattr(programs.policy, "discount", 1.0)
         key, seeding = split_keys(key)
         seed = int(np.asarray(key_data(seeding))[0] % 2**30)
@@ -336,13 +314,7 @@ class GymnasiumSource(BatchSource):
 
 
 class _Compiled:
-    """The compiled functions of a policy and its guide.
-
-    Attributes:
-        act: maps arrays (params, key, time, observations) to the behaviour's action and its log-probability in nats.
-        decide: maps the same to the guide's `ScoredActions`.
-        score: maps (params, sites) to the draws of a batch.
-    """
+    """The compiled functions of a policy and its guide: to act by the behaviour, decide by the guide, score a batch."""
 
     def __init__(self, programs: Programs, behaviour: Behaviour | Exploration) -> None:
         played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour

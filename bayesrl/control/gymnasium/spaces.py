@@ -48,9 +48,8 @@ class Observations:
         dtype: type of one observation.
         num: number of observations, or None if they are arrays.
         scale: typical size of the numbers, [*shape].
-        first: the least of finitely many observations.
-        leaves: the parts of a composite observation.
-        digits: number of values of each integer, if several integers are numbered as one.
+        leaves: the parts of an observation, if it is not one array of numbers.
+        digits: number of values of each integer, if one or several integers are numbered.
         masked: number of actions in the mask, 0 without one.
         mask: the part that holds the mask; None if the mask comes beside the observation.
     """
@@ -59,19 +58,13 @@ class Observations:
     dtype: Any
     num: int | None = None
     scale: Any = 1.0
-    first: int = 0
     leaves: tuple[SpaceLeaf, ...] = ()
     digits: tuple[int, ...] = ()
     masked: int = 0
     mask: SpaceLeaf | None = None
 
     def from_environment(self, seen: Any, allowed: Any = None) -> np.ndarray:
-        """Convert a batch to what policies see, a new array [num, *shape].
-
-        Args:
-            seen: the batch.
-            allowed: the mask beside it, [num, masked]; None if all actions are allowed.
-        """
+        """Convert a batch, and the mask beside it (None allows all), to what policies see, a new [num, *shape]."""
         own = self._without_mask(seen)
         if not self.masked:
             return own
@@ -88,9 +81,7 @@ class Observations:
 
     def _without_mask(self, seen: Any) -> np.ndarray:
         if not self.leaves:
-            if self.num is not None:
-                _check_counted(np.asarray(seen)[..., None], (self.first,), (self.num,))
-            return np.array(seen - self.first if self.first else seen, self.dtype)
+            return np.array(seen, self.dtype)
         parts = [leaf.extract(seen) for leaf in self.leaves]
         for i, leaf in enumerate(self.leaves):
             if leaf.sizes:
@@ -116,8 +107,7 @@ class Actions:
         low: lower bounds of vectors, [*shape]; infinite without bounds.
         high: upper bounds.
         sizes: number of values of each of several integers.
-        space: the Gymnasium space, if actions have several parts.
-        leaves: these parts.
+        space: the Gymnasium space, if actions have several parts, `leaves`.
     """
 
     num: int | None
@@ -172,7 +162,7 @@ class Actions:
             drawn = np.asarray(action)
             joint = self.num is not None
             numbers = np.stack(np.unravel_index(drawn, self.sizes), -1) if joint else drawn.reshape(len(drawn), -1)
-            return assemble(self.space, list(self.leaves), numbers)
+            return assemble(self.space, self.leaves, numbers)
         if self.num is not None:
             return action + self.first
         return np.clip(action, self.low, self.high).astype(self.low.dtype)
@@ -187,22 +177,17 @@ class Actions:
         return next(iter(iterate(batch_space(self.space, 1), given)))
 
     def check_prior(self, prior: dist.Distribution) -> None:
-        """Refuse a prior whose draws are not actions of the environment.
-
-        Raises:
-            ControlError: the prior draws integers for vectors or vectors for integers, another shape, or too many
-                actions.
-        """
-        shape, counted = self.shape, self.num is not None or bool(self.sizes)
+        """Refuse a prior whose draws are not actions of the environment, or are more of them than it has."""
+        kind, remedy = "floats", "Normal(...).to_event()"
+        if self.num is not None:
+            kind, remedy = "integers", f"Categorical over {self.num} actions"
+        elif self.sizes:
+            kind, remedy = "integers", f"Categorical(logits of [{len(self.sizes)}, {max(self.sizes)}]).to_event(1)"
         drawn = jax.eval_shape(lambda: prior.sample(dummy_key()))
-        if prior.is_discrete != counted or drawn.shape != shape:
-            kind = "integers" if counted else "floats"
-            several = f"Categorical(logits of [{len(self.sizes)}, {max(self.sizes, default=0)}]).to_event(1)"
-            whole = f"Categorical over {self.num} actions" if self.num is not None else several
-            remedy = whole if counted else "Normal(...).to_event()"
+        if prior.is_discrete != (kind == "integers") or drawn.shape != self.shape:
             raise ControlError(
                 f"the prior {type(prior).__name__} draws {drawn.dtype}{list(drawn.shape)}, and actions of the "
-                f"environment are {kind} of shape {list(shape)}; use a distribution such as {remedy}"
+                f"environment are {kind} of shape {list(self.shape)}; use a distribution such as {remedy}"
             )
         if self.num is None or not prior.has_enumerate_support:
             return
@@ -248,15 +233,9 @@ def squashed_normal(low: FiniteNumbers, high: FiniteNumbers, *, scale: Positive 
 
 
 def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -> Observations:
-    """Describe a space of observations.
+    """Describe a space of observations, or refuse it by name.
 
-    Args:
-        space: a Gymnasium space.
-        masked: number of actions in a mask; 0 without one.
-        within: whether the mask is the part `action_mask` of the observation.
-
-    Raises:
-        ControlError: the space is not supported.
+    A mask of `masked` actions is its part `action_mask` (`within`), or comes beside it.
     """
     from gymnasium import spaces
 
@@ -270,16 +249,13 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
             f"observation space {space} is not supported; {SUPPORTED}; use a wrapper such as "
             "gymnasium.wrappers.FlattenObservation"
         )
-    only = leaves[0] if len(leaves) == 1 and not leaves[0].path else None
-    if only is not None and isinstance(space, spaces.Discrete):
-        plain = Observations((), np.int32, int(space.n), 1.0, int(space.start))
-    elif only is not None and isinstance(space, spaces.Box):
-        scale = only.scale().reshape(space.shape)
+    if isinstance(space, spaces.Box):
+        scale = leaves[0].scale().reshape(space.shape)
         # If all scales are equal, keep one number: every program would embed an image's worth of constants.
         same = scale.size > 0 and bool((scale == scale.flat[0]).all())
         plain = Observations(space.shape, np.float32, None, float(scale.flat[0]) if same else scale)
     else:
-        plain = _several(leaves)
+        plain = _in_parts(leaves, numbered=isinstance(space, spaces.Discrete))
     if not masked:
         return plain
     width = math.prod(plain.shape) + masked
@@ -287,9 +263,9 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
     return replace(plain, shape=(width,), masked=masked, mask=mask, scale=scale if plain.num is None else 1.0)
 
 
-def _several(leaves: list[SpaceLeaf]) -> Observations:
+def _in_parts(leaves: list[SpaceLeaf], *, numbered: bool) -> Observations:
     digits = tuple(size for leaf in leaves for size in leaf.sizes)
-    if all(leaf.sizes for leaf in leaves) and math.prod(digits) <= _MOST_COUNTED:
+    if all(leaf.sizes for leaf in leaves) and (numbered or math.prod(digits) <= _MOST_COUNTED):
         return Observations((), np.int32, math.prod(digits), leaves=tuple(leaves), digits=digits)
     width = sum(sum(1 if n == 2 else n for n in leaf.sizes) if leaf.sizes else leaf.width for leaf in leaves)
     return Observations((width,), np.float32, leaves=tuple(leaves))
@@ -316,11 +292,7 @@ def _one_hot(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def describe_actions(space: Any) -> Actions:
-    """Describe a space of actions.
-
-    Raises:
-        ControlError: the space is not supported.
-    """
+    """Describe a space of actions, or refuse it by name."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):

@@ -19,7 +19,7 @@ _FAILED = "bayesrl: the episode failed"
 _NUM_PROBES = 256
 """Number of random steps that estimate the size of returns."""
 
-_REMEDY = "gymnasium.utils.env_checker.check_env tells what does not fit Gymnasium's interface"
+_REMEDY = "gymnasium.utils.env_checker.check_env says what does not fit Gymnasium's interface"
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +32,7 @@ class FailureCounter:
     count: int = 0
 
     def add(self, seed: int, step: int, error: Exception) -> None:
-        """Count an episode.
-
-        Raises:
-            ControlError: there are too many.
-        """
+        """Count an episode, and raise if there are too many."""
         self.count += 1
         event = f"the episode of seed {seed} ended in step {step} with {type(error).__name__}: {error}"
         _log.warning("%s; it is dropped", event)
@@ -46,11 +42,7 @@ class FailureCounter:
 
 
 def import_gymnasium() -> Any:
-    """Import Gymnasium.
-
-    Raises:
-        ControlError: Gymnasium is not installed.
-    """
+    """Import Gymnasium, or say how to install it."""
     try:
         import gymnasium
     except ImportError as error:
@@ -59,11 +51,7 @@ def import_gymnasium() -> Any:
 
 
 def make_environment(environment: Any, **options: Any) -> Any:
-    """Make an environment from its id and options, or by a function; return an environment as it is.
-
-    Raises:
-        ControlError: Gymnasium is missing, or the environment cannot be made.
-    """
+    """Make an environment from its id and options, or by a function; return an environment as it is."""
     gymnasium = import_gymnasium()
     if hasattr(environment, "action_space") and not isinstance(environment, type):
         return environment
@@ -84,26 +72,14 @@ def _not_made(environment: Any, error: Exception) -> ControlError:
     return ControlError(f"environment {environment!r} cannot be made: {error}; {remedy}")
 
 
-def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
-    """Open environments side by side, with a seed for each episode; a function's `VectorEnv` is used as it is.
+def open_environments(source: Any, number: int, seed: int) -> Any:
+    """Open environments of a `GymnasiumSource` side by side, with a seed for each episode, from `seed` on.
 
-    Args:
-        source: a `GymnasiumSource`.
-        number: number of environments.
-        seed: seed of the first episode; by default, that of the source.
-
-    Raises:
-        ControlError: Gymnasium is missing, or the environment cannot be made.
+    A function's `VectorEnv` is used as it is.
     """
     import_gymnasium()
     from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-    if not (isinstance(source.environment, str) or callable(source.environment)):
-        raise ControlError(
-            f"environment={source.environment!r} is neither an id nor a function; pass the id of a registered "
-            "environment, or a function that makes one"
-        )
-    first = source.seed if seed is None else seed
     made: list[Any] = []
     spare: list[Any] = []
 
@@ -112,7 +88,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
 
     def open_one(index: int) -> Any:
         masks = bool(source.action_masks)
-        made.append(_guarded()(build, first + index, number, source.failures, asks_masks=masks))
+        made.append(_guarded()(build, seed + index, number, source.failures, asks_masks=masks))
         return made[-1]
 
     try:
@@ -199,11 +175,7 @@ def is_sync_vector(envs: Any) -> bool:
 
 
 def reset_mode(envs: Any) -> str:
-    """Read how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
-
-    Raises:
-        ControlError: the environments do not say.
-    """
+    """Read how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled"."""
     mode = envs.metadata.get("autoreset_mode")
     name = str(getattr(mode, "value", mode))
     if name not in ("NextStep", "SameStep", "Disabled"):
@@ -240,14 +212,7 @@ class VectorStep:
 
 
 class VectorRunner:
-    """Plays environments side by side, and keeps track of their observations and episodes.
-
-    Args:
-        envs: from `open_environments`; closed if their first reset fails.
-        observations: how policies see their observations.
-        actions: their actions.
-        seed: seed of the first environment.
-    """
+    """Plays environments from `open_environments`, and keeps track of their observations and episodes."""
 
     def __init__(self, envs: Any, observations: Observations, actions: Actions, seed: int) -> None:
         self.number = number = int(envs.num_envs)
@@ -268,9 +233,6 @@ class VectorRunner:
         """Take one step in each environment; after an episode, a reset replaces the next step, or comes at once.
 
         A reset in place of a step does not count as a step.
-
-        Raises:
-            ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
         """
         # `Guarded` catches errors inside single environments, so errors here concern their outputs.
         with user_code("step", ControlError, _REMEDY):
@@ -317,10 +279,6 @@ class VectorRunner:
 
         It is their root mean square, or the largest reward if that is more: a reward that random play rarely meets may
         later come in every episode.
-
-        Args:
-            discount: γ.
-            seed: seed of the actions.
         """
         rng, masked = np.random.default_rng(seed), self._observations.masked
         steps = []

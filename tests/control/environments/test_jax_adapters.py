@@ -341,7 +341,7 @@ def test_masks_of_several_integers_are_read_or_refused(sizes: Any, mask: Any, wa
     environment = JaxEnvironment(Pairs(sizes, mask))
     first = environment.observe(_begun(environment))
     if wanted is None:
-        with pytest.raises(ControlError, match=r"tells an action_mask of shape .*which does not say which"):
+        with pytest.raises(ControlError, match=r"gives an action_mask of shape .*which does not say which"):
             environment.prior(first)
         return
     prior = environment.prior(first)
@@ -357,7 +357,7 @@ def test_masks_of_several_integers_are_read_or_refused(sizes: Any, mask: Any, wa
 
 def test_masks_that_a_given_prior_cannot_heed_are_refused() -> None:
     environment = JaxEnvironment(Jumanji(), dist.Bernoulli(0.5))
-    with pytest.raises(ControlError, match=r"tells an action_mask of shape \(2,\)"):
+    with pytest.raises(ControlError, match=r"gives an action_mask of shape \(2,\)"):
         environment.prior(environment.observe(_begun(environment)))
     heeding = JaxEnvironment(Jumanji(), dist.Categorical(jnp.array([0.9, 0.1])))
     assert np.asarray(heeding.prior(heeding.observe(_begun(heeding))).probs).tolist() == [0.0, 1.0]

@@ -125,7 +125,7 @@ EPISODES = LoggedData([[0, 1]], [[0, 1]], [[0.0, 1.0]], [[0.5, 0.5]])
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: evaluate_off_policy(DATA, np.ones((2, 2))), "no distribution"),
+        (lambda: evaluate_off_policy(DATA, np.ones((2, 2))), "not a distribution"),
         (lambda: evaluate_off_policy(DATA, np.ones((3, 2)) / 2), "probs has shape"),
         (lambda: evaluate_off_policy(DATA, np.ones((2, 2)) / 2, method="dm"), "method='dm'"),
         (lambda: evaluate_off_policy(DATA, np.ones((2, 2)) / 2, level=1.0), "level=1.0"),

@@ -199,7 +199,7 @@ def test_masks_are_asked_for_and_found() -> None:
     assert GymnasiumSource(lambda: Guess(masked="within"), num_envs=1, action_masks=False).observations.masked == 0
     assert GymnasiumSource(lambda: Guess(masked="beside"), num_envs=1).observations.masked == 0
     assert GymnasiumSource("Taxi-v4", num_envs=1, action_masks=True).observations.shape == (7,)
-    with pytest.raises(ControlError, match=r"action_masks=True, .*tells no action_mask of 2 actions"):
+    with pytest.raises(ControlError, match=r"action_masks=True, .*gives no action_mask of 2 actions"):
         GymnasiumSource("CartPole-v1", num_envs=1, action_masks=True)
 
 

@@ -487,7 +487,7 @@ def test_what_does_not_fit_the_interface_is_refused(give: Any) -> None:
         def step(self, action: Any) -> Any:
             return give(*super().step(action))
 
-    with pytest.raises(ControlError, match=r"failed: .*check_env tells what does not fit Gymnasium.s interface"):
+    with pytest.raises(ControlError, match=r"failed: .*check_env says what does not fit Gymnasium.s interface"):
         playing(GymnasiumSource(Odd, num_envs=2), 2).step(np.zeros(2, int))
 
 

@@ -317,7 +317,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: LinearValues(num_actions=2, noise=-1.0), "noise=-1.0"),
         (lambda: BanditEnv(bandits.BernoulliArms(2), np.zeros(3)), "draws"),
         (lambda: exploration_from_name("thomson"), "no exploration rule 'thomson'"),
-        (lambda: exploration_from_name("boltzmann:x"), "'x' is no number"),
+        (lambda: exploration_from_name("boltzmann:x"), "'x' is not a number"),
         (lambda: agent_from_name("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
         (
             lambda: learn(KEY, control.grid_world(["SG"]).replace(discount=0.9), AGENT, num_episodes=1),
