@@ -5,10 +5,10 @@ import re
 from collections import defaultdict
 from html.parser import HTMLParser
 
-QUANTITIES = ("J", "J*", "gap", "share", "E[R]", "KL", "log Z", "log p(y)", "ESS", "k̂", "KL(q‖p*)")
+QUANTITIES = ("J", "J*", "gap", "relative gap", "E[R]", "KL", "log Z", "log p(y)", "ESS", "k̂", "KL(q‖p*)")
 _OTHER_WORDS = {
     "gap J* − J": "gap",
-    "of what there was to gain": "share",
+    "of what there was to gain": "relative gap",
     "J of the fit": "J",
     "optimum J*": "J*",
     "Pareto k̂": "k̂",

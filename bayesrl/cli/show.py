@@ -24,19 +24,19 @@ from bayesrl.cli.run_info import (
 )
 from bayesrl.cli.terminal import make_console, print_line
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.interval_text import has_mean
 from bayesrl.display.formatting import (
     estimate_at,
     format_beta,
     format_estimate,
     format_mean,
     format_number,
+    has_mean,
     last_tenth,
     pluralize,
 )
 from bayesrl.display.tables import WIDTH, Table, format_text, rich_table, split_columns
 
-_COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
+_COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "relative gap", "log p(y)")
 
 
 def show_run(directory: Path) -> None:
@@ -185,7 +185,7 @@ def _legend(fit: Evidence, held_out: Evidence | None) -> Iterator[str]:
     if any(np.any(one.objective.se > 0) for one in (fit, held_out) if one is not None):
         yield "± is one standard error, [ ] a 95% interval."
     if fit.gap is not None:
-        yield "gap = J* − J; share = gap / (J* − J(π₀))."
+        yield "gap = J* − J; relative gap = gap / (J* − J(π₀))."
     if fit.prior_objective is not None:
         there = ""
         if held_out is not None and held_out.prior_objective is not None:

@@ -8,9 +8,8 @@ import numpy as np
 
 from bayesrl.diagnostics.convergence import TrainingTrend
 from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, TIED, Evidence
-from bayesrl.diagnostics.interval_text import draws_text
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
-from bayesrl.display.formatting import format_number, format_share, format_with_limit
+from bayesrl.display.formatting import format_draws, format_number, format_share, format_with_limit
 from bayesrl.display.tables import MARKS, Table
 
 GOOD_SHARE = 0.0224
@@ -219,7 +218,7 @@ def weights_check(ess: float, khat: float, num: int) -> Check:
     threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
     if math.isnan(ess):
         return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
-    worth = f"{num:,} draws of the fit are worth {draws_text(ess)} of p*"
+    worth = f"{num:,} draws of the fit are worth {format_draws(ess)} of p*"
     enough = ess > LEAST_WORTH * num
     remedy = ": choose a richer guide, or fit longer (num_steps=)"
     blind = "k̂ does not see dropped modes."

@@ -67,21 +67,6 @@ def _tiny(value: float, decimals: int) -> str:
     return f"{value:.{max(decimals + math.floor(math.log10(abs(value))), 1)}e}"
 
 
-def format_bound(sign: str, end: float, error: float, *, own_error: bool) -> str:
-    """Write a bound, `≥ 0.044`, to the second digit of the error of the quantity beside it.
-
-    Args:
-        sign: ≤ or ≥.
-        end: the bound.
-        error: standard error of that quantity, or 0.
-        own_error: whether the error belongs to the bound itself, and is written too.
-    """
-    if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
-        return f"{sign} {format_number(end)}"
-    decimals = _decimals(error)
-    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if own_error else "")
-
-
 def format_share(part: float) -> str:
     """Write a share of the possible gain in percent to one decimal, small shares to two."""
     if not math.isfinite(part):
@@ -127,6 +112,59 @@ def format_interval(interval: Interval | None) -> str:
         return f"{format_number(mean)} [{format_number(lower)}, {format_number(upper)}]"
     shown = max(decimals, 0)
     return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"
+
+
+def has_mean(interval: Interval | None) -> bool:
+    """Whether both sides of a quantity are known, so that its mean is an estimate."""
+    if interval is None or math.isnan(float(interval.mean)):
+        return False
+    return not (math.isnan(float(interval.upper)) and math.isinf(float(interval.conservative_upper)))
+
+
+def format_bracket(interval: Interval | None, error: float = 0.0, *, own: bool = False) -> str:
+    """Write a quantity's mean and ends, or the one end that is known, `≥ 0.044`, to the second digit of an error.
+
+    Args:
+        interval: an interval of single numbers, or None.
+        error: standard error of the quantity beside it, or 0.
+        own: whether this error belongs to the end itself, and is written too.
+    """
+    if interval is None:
+        return UNKNOWN
+    if has_mean(interval):
+        return format_interval(interval)
+    low, high = float(interval.conservative_lower), float(interval.conservative_upper)
+    if math.isfinite(high):
+        sign, end = "≤", high
+    elif math.isfinite(low) and not (own and low <= 0):
+        sign, end = "≥", low
+    else:
+        return UNKNOWN
+    if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
+        return f"{sign} {format_number(end)}"
+    decimals = _decimals(error)
+    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if own else "")
+
+
+def format_relative_gap(interval: Interval | None) -> str:
+    """Write a share in percent with its ends, or the one end that is known."""
+    if interval is None:
+        return UNKNOWN
+    mean, _, low, high, least, most = (float(part) for part in interval)
+    if math.isnan(mean):
+        if math.isfinite(most):
+            return f"≤ {format_share(most)}"
+        return f"≥ {format_share(least)}" if least > 0 else UNKNOWN
+    if math.isnan(low) or math.isnan(high):
+        low, high = least, most
+    if low == high or not (math.isfinite(low) and math.isfinite(high)):
+        return format_share(mean)
+    return f"{format_share(mean)} [{format_share(low)}, {format_share(high)}]"
+
+
+def format_draws(number_of: float) -> str:
+    """Write an effective number of draws."""
+    return f"{number_of:,.0f}" if math.isfinite(number_of) and abs(number_of) >= 100 else format_number(number_of, 3)
 
 
 def format_percent(share: float | None) -> str:

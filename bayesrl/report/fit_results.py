@@ -15,9 +15,9 @@ from bayesrl.diagnostics.evidence.bounds import estimate_metrics, evaluate_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.interval_text import has_mean
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.diagnostics.reward_kl_frontier import frontier as find_frontier
+from bayesrl.display.formatting import has_mean
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws

@@ -16,7 +16,7 @@ from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
 type ContentsFn = Callable[[FitResults], Sequence[Content]]
 
 _VERDICTS = {"pass": "Passed", "fail": "Failed", "unknown": "Unknown"}
-_COMPARED = ("J", "E[R]", "KL", "gap", "share")
+_COMPARED = ("J", "E[R]", "KL", "gap", "relative gap")
 NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
@@ -82,7 +82,7 @@ def _big(fit: FitResults) -> Iterator[tuple[str, str]]:
     name = f"widest gap J* − J, at β = {cells['β']}" if several else "gap J* − J"
     yield name, f"{cells['gap']} {unit}" if cells["gap"] != UNKNOWN else UNKNOWN
     yield from (
-        ("of what there was to gain", cells["share"]),
+        ("of what there was to gain", cells["relative gap"]),
         ("J of the fit", cells["J"]),
         ("optimum J*", cells["J*"]),
     )
@@ -110,7 +110,7 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
         units.append("Without rewards J is the ELBO and J* = log Z, the log-likelihood of the data: all are in nats")
     return (
         f"{'. '.join(units)}; ± is one standard error, [ ] a 95% interval, from below and above are 97.5% limits; "
-        f"share = gap / (J* − J(π₀)).{each} Good: a gap that is small beside what there was to gain."
+        f"relative gap = gap / (J* − J(π₀)).{each} Good: a gap that is small beside what there was to gain."
     )
 
 

@@ -61,7 +61,7 @@ def test_fit_prints_a_table_within_80_columns(run: tuple[Path, str]) -> None:
     title, _, table = out.partition("\n")
     assert title.startswith("bernoulli_bandit: ")
     assert max(len(line) for line in table.splitlines()) <= 80
-    assert re.search(r"β +J +E\[R\] +KL +log Z +J\* +gap +share", table)
+    assert re.search(r"β +J +E\[R\] +KL +log Z +J\* +gap +relative gap", table)
     assert len(re.findall(r"^fit +0\.[15] ", table, flags=re.MULTILINE)) == 2
     assert "the best of 2 restarts" in table
     assert re.search(r"^(✓ PASS|✗ FAIL): ", table, flags=re.MULTILINE)
@@ -139,7 +139,7 @@ def test_scores_of_an_older_version_are_shown(measured: Any, run: tuple[Path, st
     printed = read_table(out, "fit")
     assert printed["J", "0.1"] == {"0.7000"}
     assert all(text.startswith("0.8") for text in printed["J*", "0.1"])
-    assert all(text.startswith("33.3%") for text in printed["share", "0.1"])
+    assert all(text.startswith("33.3%") for text in printed["relative gap", "0.1"])
     assert "0.400 ± 0.010" in out
     assert "J(π₀) = 0.5000" in out
 

@@ -107,14 +107,14 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
     assert facts.evidence is not None
     page = write_fits(tmp_path / "report.html", [facts], sections).read_text(encoding="utf-8")
     told, text = read_report(page)
-    assert {quantity for quantity, _ in told} >= {"J", "J*", "gap", "share", "E[R]", "KL", "k̂"}
+    assert {quantity for quantity, _ in told} >= {"J", "J*", "gap", "relative gap", "E[R]", "KL", "k̂"}
     assert several(told) == {}
     shown = str(facts.diagnosis)
     for row in facts.evidence.rows:
         cells = row.cells()
         beta = cells["β"]
         assert adds_up(told, beta)
-        for quantity in ("J", "J*", "gap", "share", "E[R]", "KL"):
+        for quantity in ("J", "J*", "gap", "relative gap", "E[R]", "KL"):
             assert told[quantity, beta] == {cells[quantity]}
             assert cells[quantity] in shown, "a diagnosis prints what its report tells"
         assert told["k̂", beta] == {cells["k̂"]}
@@ -124,7 +124,7 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
         assert Evidence.from_json(json.loads(json.dumps(row.to_json()))).cells() == cells
     # What a check says of the gap is an end or the middle of the share that is told, and it says ESS as it is told.
     assert facts.diagnosis is not None
-    shares = [number for row in facts.evidence.rows for number, _ in numbers_of(row.cells()["share"])]
+    shares = [number for row in facts.evidence.rows for number, _ in numbers_of(row.cells()["relative gap"])]
     said = re.search(r"([\d.]+%)(?: ± [\d.]+%)? of what there was to gain is left", facts.diagnosis["gap"].explanation)
     if said is not None:
         (value, unit), *_ = numbers_of(said[1])
@@ -133,6 +133,15 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
         worth = re.search(r"are worth (\S+) of p\*", explanation)
         assert worth is not None
         assert worth[1] in {row.cells()["ESS"] for row in facts.evidence.rows}
+
+
+def test_a_heading_is_the_name_of_its_attribute() -> None:
+    found = bayesrl.evidence(KEY, fit(bandit, beta=0.1))
+    headings = {*found.table().headings, *found.weight_table().headings}
+    for name in ("relative gap", "missed mass"):
+        assert name in headings & found.cells().keys()
+        assert hasattr(found, name.replace(" ", "_"))
+    assert not {"share", "missed"} & headings
 
 
 def test_runs_of_learning_tell_each_number_once(tmp_path: Path) -> None:

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.diagnostics.interval_text import bracket_text, draws_text, gap_text, has_mean, relative_gap_text
-from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, format_number, format_share, pluralize
+from bayesrl.display.formatting import (
+    UNKNOWN,
+    format_beta,
+    format_bracket,
+    format_draws,
+    format_estimate,
+    format_number,
+    format_relative_gap,
+    format_share,
+    has_mean,
+    pluralize,
+)
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate, Interval
@@ -23,7 +33,6 @@ type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsig
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
 
-_HEADINGS = ("β", "J", "J*", "gap", "share", "E[R]", "KL", "log p(y)")
 _METHODS = {
     "enumeration": "by enumeration",
     "rejection": "by rejection, whose draws are of p* itself",
@@ -227,17 +236,13 @@ class Evidence(Displayable):
         """
         if self.gap is None or self.prior_objective is None:
             return None
+        one_sided, above = np.isnan(self.gap.mean), np.isfinite(self.gap.conservative_upper)
+        end = np.where(above, self.optimum.conservative_upper, self.optimum.conservative_lower)
         with np.errstate(divide="ignore", invalid="ignore"):
-            gain = self.optimum.mean - self.prior_objective.mean
-            known = self.gap * np.where(gain > 0, 1 / gain, np.nan)
-            above = np.isfinite(self.gap.conservative_upper)
-            end = np.where(above, self.optimum.conservative_upper, self.optimum.conservative_lower)
-            gain = end - self.prior_objective.mean
-            ends = self.gap * np.where(gain > 0, 1 / gain, np.nan)
-        one_sided = np.isnan(self.gap.mean)
-        ends = ends._replace(conservative_upper=np.where(above, ends.conservative_upper, np.inf))
-        # A one-sided gap is divided by the gain at the one known end of J*.
-        return Interval(*(np.where(one_sided, end, part) for end, part in zip(ends, known, strict=True)))
+            # A one-sided gap is divided by the gain at the one known end of J*.
+            gain = np.where(one_sided, end, self.optimum.mean) - self.prior_objective.mean
+            share = self.gap * np.where(gain > 0, 1 / gain, np.nan)
+        return share._replace(conservative_upper=np.where(one_sided & ~above, np.inf, share.conservative_upper))
 
     @property
     def explanation(self) -> str:
@@ -257,9 +262,9 @@ class Evidence(Displayable):
         """Why there is no k̂ at this temperature; empty if there is one."""
         if not math.isnan(float(self.khat)):
             return ""
-        return (
-            TIED if not math.isnan(float(self.ess)) else NO_WEIGHTS if self.num_weighed == 0 else "no weight is finite"
-        )
+        if not math.isnan(float(self.ess)):
+            return TIED
+        return NO_WEIGHTS if self.num_weighed == 0 else "no weight is finite"
 
     @property
     def weighed(self) -> str:
@@ -283,43 +288,53 @@ class Evidence(Displayable):
         return {
             "β": format_beta(None if self.beta is None else scale),
             "J": format_estimate(self.objective),
-            "J*": bracket_text(self.optimum if known else None, error),
-            "gap": gap_text(self.gap, self.optimum, self.objective),
-            "share": relative_gap_text(self.relative_gap),
+            "J*": format_bracket(self.optimum if known else None, error),
+            "gap": self._gap_text(),
+            "relative gap": format_relative_gap(self.relative_gap),
             "E[R]": UNKNOWN if self.beta is None else format_estimate(self.reward),
             "KL": format_estimate(self.kl),
             "log p(y)": format_estimate(self.log_marginal),
-            "log Z": bracket_text(log_z, error / scale),
+            "log Z": format_bracket(log_z, error / scale),
             "from below": UNKNOWN if self.method == "draws" else format_number(float(limits.conservative_lower)),
             "from above": UNKNOWN if self.upper is None else format_number(float(limits.conservative_upper)),
             "KL(q‖p*)": _divergence_text(self.kl_reverse),
             "KL(p*‖q)": _divergence_text(self.kl_forward),
-            "ESS": draws_text(float(self.ess)),
+            "ESS": format_draws(float(self.ess)),
             "k̂": format_number(float(self.khat), 3),
             "of": f"{self.num_weighed:,}",
-            "missed": format_share(float(self.missed_mass)),
+            "missed mass": format_share(float(self.missed_mass)),
         }
+
+    def _gap_text(self) -> str:
+        """Write J* − J; single precision cannot tell less than a millionth of J* from 0."""
+        gap, finest = self.gap, 1e-6 * max(abs(float(self.optimum.mean)), abs(float(self.objective.mean)))
+        ends = () if gap is None else (gap.mean, gap.conservative_lower, gap.conservative_upper)
+        if ends and finest > max(abs(float(end)) for end in ends):
+            return f"<{finest:.0e}"
+        return format_bracket(gap, float(self.objective.se), own=True)
 
     def table(self) -> Table:
         """One row per temperature: J, J* and the gap between them."""
-        return self._table([name for name in _HEADINGS if name != "log p(y)" or self.log_marginal is not None])
+        given = () if self.log_marginal is None else ("log p(y)",)
+        return self._table(("β", "J", "J*", "gap", "relative gap", "E[R]", "KL", *given))
 
     def weight_table(self) -> Table:
         """One row per temperature: limits of log Z from both sides, the distance to p*, and the weights."""
-        names = ("β", "log Z", "from below", "from above", "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed")
+        names = ("β", "log Z", "from below", "from above", "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed mass")
         below = "from below" if self.log_evidence is not None else "J*/β from below"
-        return self._table(names, {"from below": below})
+        table = self._table(names)
+        return table._replace(headings=[below if name == "from below" else name for name in names])
 
-    def _table(self, names: Sequence[str], headings: Mapping[str, str] | None = None) -> Table:
+    def _table(self, names: Sequence[str]) -> Table:
         cells = [row.cells() for row in self.rows]
-        return Table([(headings or {}).get(name, name) for name in names], [[row[n] for n in names] for row in cells])
+        return Table(names, [[row[name] for name in names] for row in cells])
 
     @property
     def legend(self) -> str:
         """The units of the columns."""
         rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
         units = rewarded if self.beta is not None else "all in nats"
-        return f"{units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))"
+        return f"{units}; ± is one standard error, [ ] a 95% interval; relative gap = gap / (J* − J(π₀))"
 
     def _blocks(self) -> Sequence[DisplayBlock]:
         legend = Line(f"({self.legend}; from below and above: 97.5% limits)")
@@ -344,9 +359,9 @@ class Evidence(Displayable):
         Raises:
             KeyError, TypeError, ValueError: `described` is not such a description.
         """
-        fields = {one.name: described[one.name] for one in dataclasses.fields(cls) if one.name not in _UNWRITTEN}
-        arrays = {name: _read(value) for name, value in fields.items() if name not in _PLAIN}
-        made = cls(**{**fields, **arrays, "metrics": {name: _read(value) for name, value in fields["metrics"].items()}})
+        names = [one.name for one in dataclasses.fields(cls) if one.name not in _UNWRITTEN]
+        values = {name: described[name] if name in _PLAIN else _read(described[name]) for name in names}
+        made = cls(**values | {"metrics": {name: _read(value) for name, value in described["metrics"].items()}})
         if made.method != "draws" and made.method not in _METHODS:
             raise ValueError(f"method is {made.method!r}")
         shape = np.shape(made.objective.mean)
@@ -363,23 +378,19 @@ def _divergence_text(interval: Interval | None) -> str:
     """Write a distance between fit and p*, or its known end; write nothing that rests on worthless weights."""
     if interval is None or math.isfinite(float(interval.upper)):
         return format_estimate(interval)
-    return bracket_text(interval, float(interval.se), own=True)  # without a calibrated end, se cannot be trusted
+    return format_bracket(interval, float(interval.se), own=True)  # without a calibrated end, se cannot be trusted
 
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Estimate | Interval):
-        return {name: _describe(part) for name, part in value._asdict().items()}
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {name: _describe(part) for name, part in value.items()}
     if isinstance(value, np.ndarray | np.generic | float):
-        return _describe_numbers(np.asarray(value, float).tolist())
-    return value
-
-
-def _describe_numbers(numbers: Any) -> Any:
-    if isinstance(numbers, list):
-        return [_describe_numbers(each) for each in numbers]
-    return numbers if math.isfinite(numbers) else str(numbers)
+        value = np.asarray(value, float).tolist()
+    if isinstance(value, list):
+        return [_describe(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(value: Any) -> Any:
