@@ -22,8 +22,7 @@ WIDTH = 80
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "unknown": "?"}
 """Marks before an outcome, so that colour is not the only signal."""
 
-ALIGN_RIGHT = "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
-_ALIGN = {"l": "text-align:left", "r": ALIGN_RIGHT}
+_ALIGN = {"l": "text-align:left", "r": "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"}
 
 
 class Markup(str):
@@ -138,8 +137,8 @@ class Displayable(ABC):
 # ---- HTML ------------------------------------------------------------------------------------
 
 
-def table_html(table: Table, class_: str | None = None) -> Markup:
-    """Write a table as HTML that scrolls sideways if it is wide."""
+def table_html(table: Table, kind: str = "") -> Markup:
+    """Write a table as HTML that scrolls sideways if it is wide; a page may style one kind in its own way."""
     headings, alignments, rows = table.headings, table.alignments, table.rows
     if table.notes:
         headings, alignments = [*headings, "advice"], alignments + "l"
@@ -147,8 +146,8 @@ def table_html(table: Table, class_: str | None = None) -> Markup:
     styles = [_ALIGN[side] for side in alignments]
     head = tag("tr", *(tag("th", text, style=style, scope="col") for text, style in zip(headings, styles, strict=True)))
     body = [tag("tr", *(tag("td", text, style=s) for text, s in zip(row, styles, strict=True))) for row in rows]
-    grid = tag("table", tag("thead", head), tag("tbody", *body), class_=class_)
-    return tag("div", grid, style="overflow-x:auto", class_="wide", tabindex="0")
+    grid = tag("table", tag("thead", head), tag("tbody", *body))
+    return tag("div", grid, style="overflow-x:auto", class_=f"wide {kind}".rstrip(), tabindex="0")
 
 
 def _block_html(block: DisplayBlock) -> Markup:

@@ -60,39 +60,26 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
         axes.plot(best_kl[order], best[order], color=TARGET, lw=1.5, ls="--", label="target p*")
     order = np.argsort(kl.mean)
     axes.plot(kl.mean[order], reward.mean[order], color=FITTED, lw=0.8, alpha=0.6)
-    _points(axes, kl, reward, FITTED, "fitted q")
+    _points(axes, kl.mean, reward, FITTED, "fitted q", 2 * kl.se)
     for i in {int(order[0]), int(order[-1])}:
-        axes.annotate(
-            beta_label(evidence.betas[i]),
-            (kl.mean[i], reward.mean[i]),
-            (4, -11),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        at = (kl.mean[i], reward.mean[i])
+        axes.annotate(beta_label(evidence.betas[i]), at, (4, -11), textcoords="offset points", fontsize=8)
     style_axes(axes, "KL to prior  (nats)", "E[R]  (reward units)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
 def objective_figure(evidence: Evidence) -> "Figure":
-    """Draw J and the bracket of J* against β.
-
-    Args:
-        evidence: evidence about a fit at several β.
-    """
+    """Draw J and the bracket of J* against β, of a fit at several."""
     figure, axes = panel()
-    beta = np.asarray(evidence.beta)
-    order = np.argsort(beta)
-    optimum = evidence.optimum
-    low = np.where(np.isnan(optimum.lower), optimum.conservative_lower, optimum.lower)[order]
-    high = np.where(np.isnan(optimum.upper), optimum.conservative_upper, optimum.upper)[order]
+    evidence = evidence[np.argsort(np.asarray(evidence.beta))]
+    beta, optimum = np.asarray(evidence.beta), evidence.optimum
+    low = np.where(np.isnan(optimum.lower), optimum.conservative_lower, optimum.lower)
+    high = np.where(np.isnan(optimum.upper), optimum.conservative_upper, optimum.upper)
     known = np.isfinite(low) & np.isfinite(high)
-    axes.fill_between(beta[order], low, high, where=known, color=TARGET, alpha=0.25, lw=0, label="J*, 95%")
-    axes.plot(beta[order], optimum.mean[order], color=TARGET, lw=1.3, ls="--", label="J*")
-    axes.errorbar(
-        beta[order], evidence.objective.mean[order], 2 * evidence.objective.se[order], fmt="o", ms=4, color=FITTED,
-        label="J of the fit",
-    )  # fmt: skip
+    axes.fill_between(beta, low, high, where=known, color=TARGET, alpha=0.25, lw=0, label="J*, 95%")
+    axes.plot(beta, optimum.mean, color=TARGET, lw=1.3, ls="--", label="J*")
+    _points(axes, beta, evidence.objective, FITTED, "J of the fit")
     axes.set_xscale("log")
     style_axes(axes, "β  (reward units per nat)", "J  (reward units)")
     axes.legend(frameon=False, fontsize=9)
@@ -102,21 +89,15 @@ def objective_figure(evidence: Evidence) -> "Figure":
 def over_optimisation_figure(
     kl: Means, proxy: Means, gold: Means, name: str, turning_point: float | None = None
 ) -> "Figure":
-    """Draw the optimised reward and the gold metric against √KL (Gao et al. 2023).
+    """Draw E[R] and a gold metric in its own units against √KL (Gao et al. 2023), all [*beta].
 
-    Args:
-        kl: KL(q‖π₀), nats, with `mean` and `se`, [*beta].
-        proxy: E[R], reward units, in the same form.
-        gold: the gold metric, in its own units and the same form.
-        name: name of the gold metric.
-        turning_point: √KL at which gold is greatest, drawn as a line; None if gold does not turn down.
+    A line marks `turning_point`, the √KL at which gold is greatest; it is None if gold does not turn down.
     """
     figure, axes = panel()
-    mean = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
+    root = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
     # The delta method gives se(√KL) = se/(2·√KL), which diverges at KL = 0; cap it at the value itself.
-    se: Any = np.minimum(np.asarray(kl.se) / (2 * np.maximum(mean, 1e-6)), mean)
-    root = Estimate(mean, se)
-    order = np.argsort(mean)
+    error = np.minimum(np.asarray(kl.se) / (2 * np.maximum(root, 1e-6)), root)
+    order = np.argsort(root)
     spans = [np.ptp(part.mean) + np.abs(part.mean).max() for part in (proxy, gold)]
     # Gold has its own units: if the scales differ much, one axis would flatten one of the curves.
     apart = max(spans) > _FAR_APART * max(min(spans), 1e-300)
@@ -125,8 +106,8 @@ def over_optimisation_figure(
         (axes, proxy, FITTED, "proxy: E[R]"),
         (other, gold, GOLD, escape_mathtext(f"gold: {name}")),
     ):
-        own.plot(mean[order], np.asarray(part.mean)[order], color=colour, lw=0.8, alpha=0.6)
-        _points(own, root, part, colour, label)
+        own.plot(root[order], np.asarray(part.mean)[order], color=colour, lw=0.8, alpha=0.6)
+        _points(own, root, part, colour, label, 2 * error)
     style_axes(axes, "√KL to prior  (√nats)", "E[R]  (reward units)" if apart else "reward, gold")
     if apart:
         style_axes(other, "", f"gold: {name}")
@@ -139,11 +120,7 @@ def over_optimisation_figure(
 
 
 def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -> "Figure":
-    """Draw J of each restart with two standard errors, at up to three β.
-
-    Args:
-        posterior: posterior with its draws.
-        optimum: J* of each β, reward units; None if unknown.
+    """Draw J of each restart with two standard errors, at up to three β, and J* of each β where it is known.
 
     Raises:
         PolicyError: the posterior has no draws.
@@ -152,16 +129,16 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
         raise PolicyError("the posterior has no draws, so its restarts cannot be compared; load it with its policy")
     figure, axes = panel()
     betas = betas_of(posterior)
-    objective = posterior.estimates.objective
-    mean, se = (np.reshape(part, (len(betas), -1)) for part in objective)
+    objective = Estimate(*(np.reshape(part, (len(betas), -1)) for part in posterior.estimates.objective))
+    restarts = np.arange(objective.mean.shape[1])
     shown, optima = shown_betas(betas), optima_of(posterior, optimum)
     colours = beta_colours(len(shown))
     for k, i in enumerate(shown):
-        at = np.arange(mean.shape[1]) + (k - (len(shown) - 1) / 2) * 0.12
-        axes.errorbar(at, mean[i], 2 * se[i], fmt="o", ms=4, color=colours[k], label=beta_label(betas[i]))
+        own = Estimate(objective.mean[i], objective.se[i])
+        _points(axes, restarts + (k - (len(shown) - 1) / 2) * 0.12, own, colours[k], beta_label(betas[i]))
         if optima is not None and np.isfinite(optima[i]):
             axes.axhline(float(optima[i]), color=colours[k], ls="--", lw=1)
-    axes.set_xticks(np.arange(mean.shape[1]))
+    axes.set_xticks(restarts)
     style_axes(axes, "restart", objective_label(posterior.beta))
     legend_above(figure)
     return figure
@@ -212,22 +189,14 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
 def held_out_figure(
     beta: list[float | None], training: Estimates | Evidence, held_out: Estimates | Evidence
 ) -> "Figure":
-    """Draw E[R] on training and held-out data with two standard errors, by β; J without rewards.
-
-    Args:
-        beta: temperatures; one None without rewards.
-        training: estimates on the data of the fit, [*beta].
-        held_out: estimates on other data, [*beta].
-    """
+    """Draw E[R] on training and held-out data with two standard errors, by β; J without rewards, where β is None."""
     figure, axes = panel()
     at, rewarded = np.arange(len(beta)), all(one is not None for one in beta)
     for offset, estimates, colour, label in (
         (-0.08, training, FITTED, "training"),
         (0.08, held_out, TARGET, "held out"),
     ):
-        shown = estimates.reward if rewarded else estimates.objective
-        mean, se = np.reshape(shown.mean, -1), np.reshape(shown.se, -1)
-        axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
+        _points(axes, at + offset, estimates.reward if rewarded else estimates.objective, colour, label)
     axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
     axes.set_xlim(-0.6, len(beta) - 0.4)
     style_axes(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
@@ -243,8 +212,7 @@ def turning_kl(frontier: Frontier) -> float | None:
     return float(np.sqrt(max(float(frontier.evidence.kl.mean[index]), 0.0)))
 
 
-def _points(axes: "Axes", x: Any, y: Any, colour: str, label: str) -> None:
-    axes.errorbar(
-        np.asarray(x.mean), np.asarray(y.mean), 2 * np.asarray(y.se), 2 * np.asarray(x.se), fmt="o", ms=4, lw=1,
-        color=colour, label=label,
-    )  # fmt: skip
+def _points(axes: "Axes", x: np.ndarray, y: Means, colour: Any, label: str, x_error: Any = None) -> None:
+    """Draw means with bars of two standard errors."""
+    mean, error = np.reshape(y.mean, -1), 2 * np.reshape(y.se, -1)
+    axes.errorbar(x, mean, error, x_error, fmt="o", ms=4, lw=1, color=colour, label=label)

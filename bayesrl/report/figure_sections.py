@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from bayesrl.diagnostics.checks import Check
-from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
-from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
+from bayesrl.display.tables import MARKS, Markup, Table, join_html, table_html, tag
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.summary import num_draws
@@ -57,9 +56,9 @@ def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
     ):
         contents = [list(contents_fn(fit)) for fit in fits]
         if any(contents):
-            names = [fit.name if len(fits) > 1 else "" for fit in fits]
             nothing: list[Content] = ["Nothing to show for this fit."]
-            yield Part(title, caption, [Cell(name, own or nothing) for name, own in zip(names, contents, strict=True)])
+            cells = [Cell(fit.name, own or nothing) for fit, own in zip(fits, contents, strict=True)]
+            yield Part(title, caption, cells)
 
 
 def _training(fit: FitResults) -> Iterator[Content]:
@@ -138,15 +137,11 @@ def _weights(fit: FitResults) -> Iterator[Content]:
     cells = [row.cells() for row in evidence.rows]
     rows = [tuple(row[name] for name in ("β", "k̂", "ESS", "of")) for row in cells]
     yield Table(("β", "Pareto k̂", "effective draws (ESS)", "draws of the fit"), rows)
+    absent = [f" At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.rows if row.no_khat]
     yield (
         "Good: k̂ below 0.7 and many effective draws, so that draws of the fit can be weighted into draws of p*. k̂ is "
-        f"blind to modes that the fit dropped.{''.join(f' {sentence}' for sentence in _no_khat(evidence))}"
+        f"blind to modes that the fit dropped.{''.join(absent)}"
     )
-
-
-def _no_khat(evidence: Evidence) -> list[str]:
-    """Say where k̂ is missing, and why."""
-    return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.rows if row.no_khat]
 
 
 def _restarts(fit: FitResults) -> Iterator[Content]:
@@ -236,11 +231,7 @@ def extreme_draws(one: Posterior, sites: Iterable[str]) -> Table:
     """List the best, the median and the worst draws with their rewards and their distance from the prior.
 
     Without rewards the best draws are those that explain the data best. Draws that read alike are listed
-    once. If there are contexts, a draw belongs to one context.
-
-    Args:
-        one: a posterior of one β and restart, with its draws.
-        sites: names of the sites whose values to show.
+    once. If there are contexts, a draw belongs to one context. The posterior has one β and restart.
     """
     total, weight, log_prior, log_q = (
         np.asarray(one.statistics[name], float) for name in ("total_reward", "log_weight", "log_prior", "log_q")
@@ -279,15 +270,9 @@ def _distinct(places: np.ndarray, cells_of: Callable[[int], tuple[str, ...]], mo
 
 def checks_table(checks: Sequence[Check]) -> Markup:
     """Write checks as a table; a mark and a word tell the outcome, not only a colour."""
-    heads = [("", None), ("check", None), ("value", ALIGN_RIGHT), ("limit", ALIGN_RIGHT), ("what it means", None)]
     rows = []
     for check in checks:
         mark = tag("span", f"{MARKS[check.outcome]} {check.outcome}", class_=f"mark {check.outcome}")
-        advice = join_html(
-            check.explanation, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
-        )
-        cells = (tag("td", mark), tag("td", check.name))
-        numbers = (tag("td", text, style=ALIGN_RIGHT) for text in (check.value_text, check.limit))
-        rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
-    head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
-    return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")
+        reference = [tag("span", f" {check.reference}", class_="reference")] if check.reference else []
+        rows.append((mark, check.name, check.value_text, check.limit, join_html(check.explanation, *reference)))
+    return table_html(Table(("", "check", "value", "limit", "what it means"), rows, "llrrl"), "checks")

@@ -23,13 +23,13 @@ from bayesrl.report.site_panels import (
     beta_colours,
     beta_label,
     compare_site,
-    draw_best_action,
-    draw_marginal,
     escape_mathtext,
     is_text,
     legend_above,
+    map_height,
     panel,
     shown_sites,
+    site_panels,
     style_axes,
 )
 
@@ -133,35 +133,39 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
     """
     from matplotlib.figure import Figure
 
-    panels = _compare_betas(posterior, target, site)
-    first = panels[0]
-    if first.is_map:
-        return _sequence_figure(panels)
-    rows = 2 if first.compares_contexts else 1
-    figure = Figure(figsize=(max(5.2 * len(panels), 7), 3.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, len(panels), squeeze=False, sharey="none" if first.support == "reals" else "row")
-    for column, own in enumerate(panels):
-        draw_marginal(grid[0, column], own, legend=column == 0)
-        if rows > 1:
-            draw_best_action(grid[1, column], own, legend=column == 0)
-    figure.suptitle(escape_mathtext(_headline(first, f"Site “{first.site}”")), fontsize=11)
+    compared = _compare_betas(posterior, target, site)
+    first, panels = compared[0], [site_panels(own) for own in compared]
+    # Maps of one β stand side by side, and other panels of one β below each other.
+    rows = panels if first.is_map else list(zip(*panels, strict=True))
+    height = map_height(first) if first.is_map else 3.9
+    figure = Figure(figsize=(max(5.2 * len(rows[0]), 7), height * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="none" if first.support == "reals" else "row")
+    for (row, column), axes in np.ndenumerate(grid):
+        rows[row][column](axes, legend=column == 0)
+    known = first.target is not None or first.density is not None
+    goal = (
+        "a good fit (q) matches the target (p*)"
+        if known
+        else "what the fit changed; the prior (π₀) is where it started"
+    )
+    along = f" along its {first.steps}s" if first.is_map else ""
+    figure.suptitle(escape_mathtext(f"Site “{first.site}”{along}: {goal}"), fontsize=11)
     return figure
 
 
 def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> list["Figure"]:
-    """Draw the content of `policy_figure` as small figures that a page can arrange.
+    """Draw the panels of `policy_figure` as small figures that a page can arrange.
 
     Raises:
         PolicyError: the posterior has no draws of the site.
     """
     figures = []
     for own in _compare_betas(posterior, target, site):
-        if own.is_map:
-            figures += _map_figures(own)
-            continue
-        for draw in (draw_marginal, draw_best_action)[: 1 + own.compares_contexts]:
+        for draw in site_panels(own):
             figure, axes = panel()
-            draw(axes, own, legend=True)
+            if own.is_map:
+                figure.set_size_inches(PANEL_SIZE[0], map_height(own))
+            draw(axes, legend=True)
             figures.append(figure)
     return figures
 
@@ -271,12 +275,6 @@ def _compare_betas(posterior: Posterior, target: WeightedDraws | None, site: str
     return [compare_site(best.select(beta=betas[i]), target, site) for i in shown_betas(betas)]
 
 
-def _headline(first: SiteComparison, subject: str) -> str:
-    if first.target is not None or first.density is not None:
-        return f"{subject}: a good fit (q) matches the target (p*)"
-    return f"{subject}: what the fit changed; the prior (π₀) is where it started"
-
-
 # ---- training -----------------------------------------------------------------------------------
 
 
@@ -316,51 +314,3 @@ def _beta_colorbar(figure: "Figure", axes: "Axes", betas: list[float | None]) ->
     bar = figure.colorbar(mappable, ax=axes, label="β")
     ticks = np.unique(np.linspace(0, count - 1, 6).round().astype(int))
     bar.set_ticks([t + 0.5 for t in ticks], labels=[f"{betas[t]:.3g}" for t in ticks])
-
-
-# ---- maps of position × value ----------------------------------------------------------------
-
-
-def _sequence_figure(panels: list[SiteComparison]) -> "Figure":
-    """Draw heat maps of prior, fit and target side by side, one row per β."""
-    from matplotlib.figure import Figure
-
-    first, columns = panels[0], len(panels[0].sources)
-    size = (3.9 * columns + 0.8, _map_height(first) * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
-    for row, own in enumerate(panels):
-        image = _draw_maps(list(grid[row]), own, xlabel=own.steps if row == len(panels) - 1 else "")
-        figure.colorbar(image, ax=list(grid[row]), label="probability")
-    figure.suptitle(escape_mathtext(_headline(first, f"Site “{first.site}” along its {first.steps}s")), fontsize=11)
-    return figure
-
-
-def _map_figures(own: SiteComparison) -> list["Figure"]:
-    """Draw the heat maps of prior, fit and target one by one, on one colour scale."""
-    drawn = [panel() for _ in own.sources]
-    _draw_maps([axes for _, axes in drawn], own, xlabel=own.steps)
-    for figure, axes in drawn:
-        figure.set_size_inches(PANEL_SIZE[0], _map_height(own))
-        axes.set_ylabel(escape_mathtext(own.site))
-        figure.colorbar(axes.get_images()[0], ax=axes, label="probability")
-    return [figure for figure, _ in drawn]
-
-
-def _map_height(own: SiteComparison) -> float:
-    return 1.6 + max(1.8, 0.11 * min(len(own.categories), 40))
-
-
-def _draw_maps(row: list["Axes"], own: SiteComparison, *, xlabel: str) -> Any:
-    maps = [values.frequencies(own.categories).mean(0).T for _, _, values in own.sources]
-    top = max(image.max() for image in maps)
-    extent = (0.5, maps[0].shape[1] + 0.5, own.categories[-1] + 0.5, own.categories[0] - 0.5)
-    image = None
-    for column, (axes, (label, _, _)) in enumerate(zip(row, own.sources, strict=True)):
-        image = axes.imshow(
-            maps[column], aspect="auto", cmap="cividis", vmin=0, vmax=top, extent=extent, interpolation="nearest"
-        )
-        style_axes(axes, xlabel, own.site if column == 0 else "", f"{label},  {beta_label(own.beta)}")
-        axes.grid(visible=False)
-        axes.locator_params(integer=True)
-    return image

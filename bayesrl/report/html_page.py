@@ -55,7 +55,7 @@ type Content = Markup | Table | CaptionedFigure | str
 
 
 class Cell(NamedTuple):
-    """What a part of the report says about one fit; without a name if it speaks of all fits."""
+    """What a part of the report says about one fit; its name is shown if others stand beside it."""
 
     name: str
     contents: Sequence[Content]
@@ -76,14 +76,7 @@ class Part(NamedTuple):
 
 
 def html_page(title: str, subtitle: str, parts: Sequence[Part], footer: str) -> str:
-    """Write a page of parts.
-
-    Args:
-        title: title of the page.
-        subtitle: one line below it.
-        parts: parts of the page, from the top down.
-        footer: the last line.
-    """
+    """Write a page of parts, from the top down, with a line below its title and another at its end."""
     names = [f"part{i}" for i in range(len(parts))]
     links = [tag("a", part.title, href=f"#{name}") for name, part in zip(names, parts, strict=True)]
     figures = list(_figures(parts))
@@ -115,13 +108,13 @@ def _document(title: str, body: Markup, *, several: bool) -> str:
 
 
 def _section(part: Part, name: str, embedded: Iterator[Markup]) -> Markup:
-    cells = [_cell(cell, embedded) for cell in part.cells]
+    cells = [_cell(cell, embedded, named=len(part.cells) > 1) for cell in part.cells]
     caption = [tag("p", part.caption, class_="good")] if part.caption else []
     return tag("section", tag("h2", part.title), *caption, tag("div", *cells, class_="cells"), id=name)
 
 
-def _cell(cell: Cell, embedded: Iterator[Markup]) -> Markup:
-    blocks: list[Markup] = [tag("h3", cell.name)] if cell.name else []
+def _cell(cell: Cell, embedded: Iterator[Markup], *, named: bool) -> Markup:
+    blocks: list[Markup] = [tag("h3", cell.name)] if named else []
     # Adjacent figures share a row.
     for _, contents in groupby(cell.contents, lambda content: isinstance(content, CaptionedFigure)):
         row: list[Markup] = []
@@ -166,10 +159,10 @@ def _shrink_largest(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> 
 
 
 def embed_figure(figure: "Figure", name: str, label: str) -> Markup:
-    """Write a figure as an element of a page.
+    """Write a figure as an element of a page, without its background.
 
     Args:
-        figure: figure with its size in inches; its background is left out.
+        figure: the figure, whose size is in inches.
         name: prefix of every id, so that figures on one page share none.
         label: text for screen readers.
     """
@@ -274,30 +267,27 @@ def dark_palette(page: str) -> Mapping[str, str]:
 
 def _dark_variant(colour: str) -> str:
     """Lighten a colour until it stands out from a dark background; greys are inverted."""
-    rgb = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    if _contrast(rgb) >= _CONTRAST:
-        return f"#{colour}"
-    if max(rgb) - min(rgb) < 0.08:
-        light = 1 - 0.9 * sum(rgb) / 3
-        return _hex([light * part for part in (0.91, 0.92, 0.94)])
-    share = 0.0
-    mixed = rgb
-    while _contrast(mixed) < _CONTRAST:
-        share += 0.02
-        mixed = [part + share * (1 - part) for part in rgb]
-    return _hex(mixed)
+    from matplotlib.colors import to_hex
+
+    rgb = _rgb(f"#{colour}")
+    if _contrast(rgb) < _CONTRAST and np.ptp(rgb) < 0.08:
+        rgb = (1 - 0.9 * rgb.mean()) * np.array([0.91, 0.92, 0.94])
+    shares = np.arange(0.0, 1.0, 0.02)  # of white
+    mixed = (rgb + share * (1 - rgb) for share in shares)
+    return to_hex(tuple(next(one for one in mixed if _contrast(one) >= _CONTRAST)))
 
 
-def _contrast(rgb: list[float]) -> float:
+def _contrast(rgb: np.ndarray) -> float:
     """Contrast with the dark background (WCAG 2.1, 1.4.3)."""
-    ground = [int(DARK_GROUND[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    return (_luminance(rgb) + 0.05) / (_luminance(ground) + 0.05)
+    return (_luminance(rgb) + 0.05) / (_luminance(_rgb(DARK_GROUND)) + 0.05)
 
 
-def _luminance(rgb: list[float]) -> float:
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def _luminance(rgb: np.ndarray) -> float:
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
-def _hex(rgb: list[float]) -> str:
-    return "#" + "".join(f"{round(255 * min(part, 1.0)):02x}" for part in rgb)
+def _rgb(colour: str) -> np.ndarray:
+    from matplotlib.colors import to_rgb
+
+    return np.array(to_rgb(colour))

@@ -21,15 +21,10 @@ NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
 def report_parts(fits: Sequence[FitResults], sections: Sequence[Section]) -> list[Part]:
-    """Return the parts of the report.
-
-    Args:
-        fits: one fit, or several to show side by side.
-        sections: further sections that domains add.
-    """
+    """Return the parts of the report of one fit, or of several side by side, with sections that domains add."""
 
     def part(title: str, caption: str, contents_fn: ContentsFn) -> Part:
-        return Part(title, caption, [Cell(fit.name if len(fits) > 1 else "", contents_fn(fit)) for fit in fits])
+        return Part(title, caption, [Cell(fit.name, contents_fn(fit)) for fit in fits])
 
     parts = [part("Verdict", "", _verdict)]
     if any(fit.diagnosis is not None for fit in fits):

@@ -1,6 +1,7 @@
 """One site of a program: its values under prior, fit and target in one form, and the axes that show them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -115,12 +116,7 @@ class SiteComparison(NamedTuple):
 
 
 def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) -> SiteComparison:
-    """Compare one site of a posterior of one β and one restart with its prior and its target.
-
-    Args:
-        posterior: a posterior of one β and restart, on all its data if contexts are to be compared.
-        target: p*, at several β or the same one; or None.
-        site: an action or environment site.
+    """Compare one site of a posterior of one β and one restart with its prior and its target, or draws of p* at any β.
 
     Raises:
         PolicyError: there is no such site among the draws.
@@ -128,14 +124,10 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
     if site not in posterior.draws:
         raise PolicyError(f"there are no draws of site {site!r}; choose from {', '.join(posterior.draws) or 'none'}")
     structure = posterior.programs.structure if posterior.programs is not None else None
-    contexts = posterior.statistics["log_weight"].shape[2:]
     beta = None if posterior.beta is None else float(posterior.beta)
-    draws = np.asarray(posterior.draws[site][0])
-    axes = _context_axes(posterior, site, draws.shape[1:], contexts)
-    prior = _values(np.asarray(posterior.prior_draws[site]), axes, contexts)
-    fitted = _values(draws, axes, contexts)
+    prior, fitted = _aligned(posterior, site, posterior.prior_draws[site]), site_values(posterior, site)
     at_beta = None if target is None else target.select(beta)
-    known = None if at_beta is None else _target_values(at_beta, site, axes, contexts)
+    known = None if at_beta is None else _target_values(posterior, at_beta, site)
     support, categories = _support(structure, site, [prior, fitted] + ([known] if known else []))
     density = _density(posterior, site, prior, fitted) if support == "reals" else None
     steps = _positions(structure, site, fitted.values.shape[2])
@@ -158,9 +150,7 @@ def is_text(posterior: Posterior, site: str) -> bool:
 
 def site_values(posterior: Posterior, site: str) -> SiteValues:
     """Return the draws of one site of a posterior of one β and one restart."""
-    contexts = posterior.statistics["log_weight"].shape[2:]
-    draws = np.asarray(posterior.draws[site][0])
-    return _values(draws, _context_axes(posterior, site, draws.shape[1:], contexts), contexts)
+    return _aligned(posterior, site, posterior.draws[site][0])
 
 
 def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
@@ -170,43 +160,40 @@ def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
     return {name: posterior.draws[name] for name in posterior.programs.structure.actions}
 
 
-def _context_axes(
-    posterior: Posterior, site: str, shape: tuple[int, ...], contexts: tuple[int, ...]
-) -> tuple[int | None, ...]:
-    """Find which axes of a site's value are contexts; None for a plate that the site is outside of."""
-    programs = posterior.programs
-    if programs is not None:
-        return context_axes(programs.structure)[site]
-    start = next((i for i in range(len(shape)) if shape[i : i + len(contexts)] == contexts), None)
-    # Without the program the shapes must do: the first axes that look like the contexts.
-    return tuple(None if start is None else start + i for i in range(len(contexts)))
+def _contexts(posterior: Posterior) -> tuple[int, ...]:
+    shape: tuple[int, ...] = posterior.statistics["log_weight"].shape[2:]
+    return shape
 
 
-def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> SiteValues:
-    """Bring draws [draws, ...] into the form of `SiteValues`, with equal weights."""
+def _aligned(posterior: Posterior, site: str, drawn: Any) -> SiteValues:
+    """Bring draws of a site, [draws, ...], into the form of `SiteValues`, with equal weights."""
+    draws, contexts = np.asarray(drawn), _contexts(posterior)
+    axes: tuple[int | None, ...]  # the context axes of a value; None for a plate that the site is outside of
+    if posterior.programs is not None:
+        axes = context_axes(posterior.programs.structure)[site]
+    else:  # the shapes must do: the first axes that look like the contexts
+        shape = draws.shape[1:]
+        start = next((i for i in range(len(shape)) if shape[i : i + len(contexts)] == contexts), None)
+        axes = tuple(None if start is None else start + i for i in range(len(contexts)))
     own = [1 + axis for axis in axes if axis is not None]
-    sizes = [draws.shape[axis] for axis in own]
     moved = np.moveaxis(draws, own, range(1, 1 + len(own)))
-    aligned = moved.reshape(
-        len(draws), *(1 if axis is None else sizes.pop(0) for axis in axes), int(np.prod(moved.shape[1 + len(own) :]))
-    )
-    full = np.broadcast_to(aligned, (len(draws), *contexts, aligned.shape[-1]))
-    flat = full.reshape(len(draws), int(np.prod(contexts, dtype=int)), aligned.shape[-1])
+    sizes = iter(moved.shape[1 : 1 + len(own)])
+    leading = [1 if axis is None else next(sizes) for axis in axes]
+    positions = int(np.prod(moved.shape[1 + len(own) :]))
+    full = np.broadcast_to(moved.reshape(len(draws), *leading, positions), (len(draws), *contexts, positions))
+    flat = full.reshape(len(draws), int(np.prod(contexts, dtype=int)), positions)
     return SiteValues(flat, np.full(flat.shape[:2], 1 / len(draws)))
 
 
-def _target_values(
-    target: WeightedDraws, site: str, axes: tuple[int | None, ...], contexts: tuple[int, ...]
-) -> SiteValues | None:
+def _target_values(posterior: Posterior, target: WeightedDraws, site: str) -> SiteValues | None:
     """Bring p* into the same form: its weighted assignments, or draws from it if it has none."""
-    log_weights = np.asarray(target.log_weights)
+    log_weights, contexts = np.asarray(target.log_weights), _contexts(posterior)
     if log_weights.shape[log_weights.ndim - len(contexts) :] != contexts:
         return None
     if site in target.sites and log_weights.ndim == 1 + len(contexts):
-        values = _values(np.asarray(target.sites[site]), axes, contexts)
+        values = _aligned(posterior, site, target.sites[site])
         return values._replace(weights=np.exp(log_weights).reshape(len(log_weights), -1))
-    draws = target.resample(key_from_seed(0), _TARGET_DRAWS)[site]
-    return _values(np.asarray(draws), axes, contexts)
+    return _aligned(posterior, site, target.resample(key_from_seed(0), _TARGET_DRAWS)[site])
 
 
 def _support(structure: Structure | None, site: str, sources: list[SiteValues]) -> tuple[SupportKind, np.ndarray]:
@@ -257,7 +244,33 @@ def _density(
 # ---- axes ------------------------------------------------------------------------------------
 
 
-def draw_marginal(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
+def site_panels(site: SiteComparison) -> list[Callable[..., None]]:
+    """Return the functions that draw a site: each takes axes, and whether they are the first in their row."""
+    if not site.is_map:
+        return [partial(draw, site) for draw in (_draw_marginal, _draw_best_action)[: 1 + site.compares_contexts]]
+    maps = [values.frequencies(site.categories).mean(0).T for _, _, values in site.sources]
+    top = max(image.max() for image in maps)
+    return [
+        partial(_draw_map, site, label, image, top) for (label, _, _), image in zip(site.sources, maps, strict=True)
+    ]
+
+
+def map_height(site: SiteComparison) -> float:
+    """Height of a map in inches, enough for its values."""
+    return 1.6 + max(1.8, 0.11 * min(len(site.categories), 40))
+
+
+def _draw_map(site: SiteComparison, label: str, image: np.ndarray, top: float, axes: "Axes", *, legend: bool) -> None:
+    """Draw the probability of each value at each position; `top` makes the colours of several maps the same."""
+    extent = (0.5, image.shape[1] + 0.5, site.categories[-1] + 0.5, site.categories[0] - 0.5)
+    drawn = axes.imshow(image, aspect="auto", cmap="cividis", vmin=0, vmax=top, extent=extent, interpolation="nearest")
+    style_axes(axes, site.steps, site.site if legend else "", f"{label},  {beta_label(site.beta)}")
+    axes.grid(visible=False)
+    axes.locator_params(integer=True)
+    axes.figure.colorbar(drawn, ax=axes, label="probability")
+
+
+def _draw_marginal(site: SiteComparison, axes: "Axes", *, legend: bool) -> None:
     """Draw one site: bars, histograms or bands of prior, fit and target."""
     contexts = site.fitted.values.shape[1]
     mean = f", mean over {contexts:,} contexts" if contexts > 1 else ""
@@ -317,7 +330,7 @@ def _bands(axes: "Axes", site: SiteComparison) -> None:
         axes.plot(at, middle, color=colour, lw=1.6, label=label)
 
 
-def draw_best_action(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
+def _draw_best_action(site: SiteComparison, axes: "Axes", *, legend: bool) -> None:
     """Draw the distribution, over contexts, of the probability of the value that the target likes best there."""
     assert site.target is not None
     best = site.target.frequencies(site.categories)[:, 0].argmax(-1)
@@ -369,11 +382,9 @@ def panel() -> "tuple[Figure, Axes]":
     return figure, figure.subplots()
 
 
-def legend_above(figure: "Figure", columns: int = 4) -> None:
+def legend_above(figure: "Figure") -> None:
     """Put a legend above the axes, where it hides nothing."""
-    figure.legend(
-        frameon=False, fontsize=8, ncols=columns, loc="outside upper left", columnspacing=1.2, handlelength=1.6
-    )
+    figure.legend(frameon=False, fontsize=8, ncols=4, loc="outside upper left", columnspacing=1.2, handlelength=1.6)
 
 
 def escape_mathtext(text: str) -> str:

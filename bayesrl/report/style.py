@@ -31,7 +31,7 @@ figure img{background:#fff;border-radius:4px}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 figcaption{margin-top:.25rem;max-width:28rem}
 .wide{display:inline-block;vertical-align:top;max-width:100%;overflow-x:auto;margin:.5rem 0 .75rem;padding-right:2.5rem}
-.wide.all{display:block;padding-right:0}
+.wide.checks{display:block;padding-right:0}
 table{border-collapse:collapse;font-size:.9rem}
 th{font-weight:600;color:var(--soft);vertical-align:bottom}
 th,td{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);unicode-bidi:isolate}
@@ -56,13 +56,13 @@ padding:.8rem 1rem;margin-bottom:.75rem}
 .big dt{font-size:.8rem;color:var(--soft)}
 .big dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 .missing{border-left:.25rem solid var(--warn);padding-left:.7rem}
-.checks .advice{min-width:15rem}
-@media (max-width:40rem){.wide{padding-right:1.25rem}.wide.all{padding-right:0}
-.checks,.checks tbody{display:block}.checks thead{display:none}
+.checks td:last-child{min-width:15rem}
+@media (max-width:40rem){.wide{padding-right:1.25rem}.wide.checks{padding-right:0}
+.checks table,.checks tbody{display:block}.checks thead{display:none}
 .checks tr{display:grid;grid-template-columns:auto 1fr auto auto;gap:0 .6rem;padding:.45rem 0;
 border-bottom:1px solid var(--line)}
 .checks td{border:0;padding:0}.checks td:nth-child(2){font-weight:600}
-.checks .advice{grid-column:1/-1;min-width:0}
+.checks td:last-child{grid-column:1/-1;min-width:0}
 .several .cells{grid-template-columns:minmax(0,1fr)}}
 .reference{color:var(--soft);font-size:.85em}
 pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.7rem .9rem;margin:.5rem 0;

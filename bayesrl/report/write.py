@@ -86,6 +86,7 @@ def write_report(
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
+    check_path(path)
     check_sections(sections)
     if (own := _own_report(posteriors)) is not None:
         title, parts_fn = own
@@ -100,7 +101,6 @@ def write_report(
         )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
-    check_path(path)
     keys = split_keys(key, len(named))
     fits = [
         collect(
@@ -124,22 +124,20 @@ def check_path(path: Any) -> None:
         RunFolderError: the path is a folder or a device, or its folder does not exist or cannot be written.
     """
     file = Path(path)
-    refused = f"cannot write the report to {file}:"
     try:
         if file.is_dir():
-            raise RunFolderError(f"{refused} it is a folder; name a file, such as report.html")
-        if file.exists() and not file.is_file():
-            raise RunFolderError(
-                f"{refused} it is a device or a pipe, which a file would take the place of; name a file"
-            )
-        if not file.parent.is_dir():
-            raise RunFolderError(f"{refused} there is no folder {file.parent}; make it first")
-        if not os.access(file.parent, os.W_OK):
-            raise RunFolderError(f"{refused} folder {file.parent} cannot be written; choose another")
-    except RunFolderError:
-        raise
+            wrong = "it is a folder; name a file, such as report.html"
+        elif file.exists() and not file.is_file():
+            wrong = "it is a device or a pipe, which a file would take the place of; name a file"
+        elif not file.parent.is_dir():
+            wrong = f"there is no folder {file.parent}; make it first"
+        elif not os.access(file.parent, os.W_OK):
+            wrong = f"folder {file.parent} cannot be written; choose another"
+        else:
+            return
     except OSError as error:
-        raise RunFolderError(f"{refused} {error.strerror}; choose another name") from error
+        wrong = f"{error.strerror}; choose another name"
+    raise RunFolderError(f"cannot write the report to {file}: {wrong}")
 
 
 def check_sections(sections: Any) -> None:
@@ -196,22 +194,24 @@ def write_fits(path: str | Path, fits: Sequence[FitResults], sections: Sequence[
     """Write the report of fits whose contents were collected already.
 
     Raises:
-        RunFolderError: the path is a folder or cannot be written; its previous content is intact.
+        PolicyError: a section cannot be shown.
+        RunFolderError: the path cannot be written; its previous content is intact.
     """
-    check_path(path)
     check_sections(sections)
     title = fits[0].name if len(fits) == 1 else f"{len(fits)} fits side by side"
-    return _write(path, title, report_parts(fits, sections), _FITTED)
+    return write_parts(path, title, report_parts(fits, sections), _FITTED)
 
 
-def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
-    """Write a page of other parts than those of fits, for instance for runs of `bayesrl.control.learn`.
+def write_parts(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
+    """Write a page of parts, by default about what was learned from experience.
 
     Raises:
-        RunFolderError: the path is a folder or cannot be written; its previous content is intact.
+        RunFolderError: the path cannot be written; its previous content is intact.
     """
-    check_path(path)
-    return _write(path, title, parts)
+    page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
+    # The stamp is a comment after the end of the page.
+    run_folder.write_file(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
+    return Path(path)
 
 
 def _own_report(made: Any) -> tuple[str, Callable[[PRNGKey, Sequence[Section]], list[Part]]] | None:
@@ -234,10 +234,3 @@ def register_report(kind: type) -> Callable[[PartsFn], PartsFn]:
         return parts_fn
 
     return register
-
-
-def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
-    page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
-    # The stamp is a comment after the end of the page.
-    run_folder.write_file(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
-    return Path(path)

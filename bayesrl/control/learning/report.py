@@ -55,29 +55,27 @@ def learning_parts(
     """
     if checks is None:
         checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}
-    many = len(runs) > 1
     parts = [
-        Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
+        Part("Verdict", "", [Cell(name, _verdict(runs[name], checks[name], about)) for name in runs]),
         Part(
             "Checks",
             "Of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
-            [Cell(name if many else "", [checks_table(checks[name])]) for name in runs],
+            [Cell(name, [checks_table(checks[name])]) for name in runs],
         ),
         Part(
             "Numbers",
             "Returns, regret and optimum are in reward units. Regret is the optimum less what was earned: its growth "
             "is what exploration costs.",
-            [Cell(name if many else "", [listing(summary(several))]) for name, several in runs.items()],
+            [Cell(name, [listing(summary(several))]) for name, several in runs.items()],
         ),
         Part("Learning", "", [Cell("", _curves(runs))]),
     ]
     parts += section_parts(sections)
-    rows = [(name if many else "", several[0]) for name, several in runs.items()]
     parts.append(
         Part(
             "How it was made",
             "The same command with the same versions gives the same run.",
-            [Cell(name, [listing([*_made(run), *made])]) for name, run in rows],
+            [Cell(name, [listing([*_made(several[0]), *made])]) for name, several in runs.items()],
         )
     )
     return parts
