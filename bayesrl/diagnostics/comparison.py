@@ -17,13 +17,13 @@ from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
-from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
+from bayesrl.diagnostics.evidence.stratified_estimator import StratifiedEstimator
 from bayesrl.display.formatting import estimate_at, format_estimate, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.definitions import divergence
-from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
 from bayesrl.typing import Numbers, PRNGKey
 
 _LEAST_EACH = 64
@@ -135,7 +135,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     scores = _score_common(key, fits, each)
     _check(fits, scores)
     marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
-    return _compare([fit.name for fit in fits], scores, fits[0], each, marginal)
+    return _compare([fit.name for fit in fits], scores, fits[0].beta, marginal)
 
 
 class _Fit(NamedTuple):
@@ -277,83 +277,43 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
 # ---- estimates -------------------------------------------------------------------------------
 
 
-class _Average(NamedTuple):
-    """An average over contexts, how much each draw moves it, [draws], and its possible error in single precision."""
-
-    mean: float
-    influence: np.ndarray
-    rounding: float
-
-    def less(self, other: "_Average") -> "_Average":
-        """Subtract another average from the same draws."""
-        return _Average(self.mean - other.mean, self.influence - other.influence, self.rounding + other.rounding)
-
-
-class _Mixture:
-    """Averages over each fit, computed from the draws of all fits, [fits × each, contexts]."""
-
-    def __init__(self, log_q: np.ndarray, each: int) -> None:
-        self.num = len(log_q)
-        self.each = each
-        log_m = logsumexp(log_q, axis=0) - math.log(self.num)
-        self.ratios = np.exp(log_q - log_m)
-        self._controls = self.ratios - 1
-        centred = np.stack([self._centred(control) for control in self._controls])
-        # The controls add up to 0 and equal fits have equal controls: the pseudo-inverse drops those directions.
-        gram = np.einsum("knc,lnc->ckl", centred, centred, optimize=True)
-        self._solve = np.linalg.pinv(gram, rcond=1e-9, hermitian=True)
-        self._of_controls = centred
-        self._rounding = np.array([_rounding(own) for own in log_q])
-
-    def over(self, k: int, values: np.ndarray, rounding: float) -> _Average:
-        """Average over fit k; regress out all controls, centred within the draws of each fit."""
-        ratio = self.ratios[k]
-        terms = ratio * np.where(ratio > 0, values, 0.0)
-        slopes = np.einsum("ckl,lnc,nc->ck", self._solve, self._of_controls, self._centred(terms), optimize=True)
-        steady = (terms - np.einsum("ck,knc->nc", slopes, self._controls, optimize=True)).mean(1)
-        mean = float(steady.mean())
-        # The mean of a control is 0 only up to the rounding of its log q, which the slope multiplies.
-        rounding += float((np.abs(slopes) * self._rounding).sum(1).mean())
-        return _Average(mean, steady - mean, rounding)
-
-    def interval(self, found: _Average) -> Interval:
-        """Return both intervals of an average; exactly 0 if no draw distinguishes two fits.
-
-        If the fits take only as many values as there are fits, the controls remove all noise. Only the
-        rounding of single precision remains, so the standard error includes it.
-        """
-        if found.mean == 0 and not found.influence.any():
-            return Interval.exact(0.0)
-        numbers = stratified_interval(found.mean, found.influence.reshape(self.num, self.each), found.rounding)
-        return numbers._replace(se=np.hypot(numbers.se, found.rounding))
-
-    def _centred(self, values: np.ndarray) -> np.ndarray:
-        by_fit = values.reshape(self.num, self.each, -1)
-        return (by_fit - by_fit.mean(1, keepdims=True)).reshape(values.shape)
-
-
 def _compare(
-    names: Sequence[str], scores: Sequence[Totals], first: _Fit, each: int, marginal: Estimate | None
+    names: Sequence[str], scores: Sequence[Totals], beta: float | None, marginal: Estimate | None
 ) -> Comparison:
-    mixture = _Mixture(np.stack([-np.asarray(own.ratio) for own in scores]), each)
-    scale = 1.0 if first.beta is None else first.beta
-    averages: dict[str, list[_Average]] = {"objective": [], "reward": [], "kl": []}
+    log_q = np.stack([-np.asarray(own.ratio) for own in scores])
+    ratios = np.exp(log_q - (logsumexp(log_q, axis=0) - math.log(len(scores))))
+    estimator = StratifiedEstimator(ratios - 1, len(scores))
+    control_doubts, scale = np.array([_rounding(own) for own in log_q]), 1.0 if beta is None else beta
+
+    def average(k: int, values: np.ndarray, doubt: float) -> tuple[InfluenceEstimate, float]:
+        """Average over fit k; also return the possible error of single precision."""
+        found, slopes = estimator.regress(ratios[k] * np.where(ratios[k] > 0, values, 0.0))
+        # The mean of a control is 0 only up to the rounding of its log q, which the slope multiplies.
+        return found.over_contexts(), doubt + float((np.abs(slopes) * control_doubts).sum(1).mean())
+
+    def interval(found: InfluenceEstimate, doubt: float) -> Interval:
+        if found.mean == 0 and not found.influence.any():  # no draw distinguishes the two fits
+            return Interval.exact(0.0)
+        # If fits take no more values than there are fits, controls remove all noise and only rounding is left.
+        numbers = estimator.interval(found, doubt)
+        return numbers._replace(se=np.hypot(numbers.se, doubt))
+
+    averages: dict[str, list[tuple[InfluenceEstimate, float]]] = {"objective": [], "reward": [], "kl": []}
     for k, own in enumerate(scores):
         rewards = np.asarray(own.reward) / scale
         doubts = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
-        averages["objective"].append(mixture.over(k, own.log_weight(scale), sum(doubts)))
-        averages["reward"].append(mixture.over(k, rewards, doubts[3]))
-        kl = divergence(own, conditioned=marginal is not None)
-        averages["kl"].append(mixture.over(k, kl, doubts[0] + doubts[1]))
+        averages["objective"].append(average(k, own.log_weight(scale), sum(doubts)))
+        averages["reward"].append(average(k, rewards, doubts[3]))
+        averages["kl"].append(average(k, divergence(own, conditioned=marginal is not None), doubts[0] + doubts[1]))
     # log p(y) is common to all fits, so differences do not carry its error.
-    known = 0.0 if marginal is None else float(marginal.mean)
-    doubt = 0.0 if marginal is None else 2 * float(marginal.se)
+    known, error = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
     fields: dict[str, Interval] = {}
     for name, sign, unit in (("objective", -1, scale), ("reward", 0, scale), ("kl", 1, 1.0)):
-        shifted = [_Average(x.mean + sign * known, x.influence, x.rounding + abs(sign) * doubt) for x in averages[name]]
-        less = [x.less(averages[name][0]) for x in averages[name]]
-        for field, parts in ((name, shifted), (f"delta_{name}", less)):
-            fields[field] = Interval(*np.asarray([mixture.interval(part) for part in parts]).T) * unit
+        first, first_doubt = averages[name][0]
+        shown = [interval(x._replace(mean=x.mean + sign * known), d + abs(sign) * error) for x, d in averages[name]]
+        less = [interval(x.plus(first, -1.0), d + first_doubt) for x, d in averages[name]]
+        for field, parts in ((name, shown), (f"delta_{name}", less)):
+            fields[field] = Interval(*np.asarray(parts).T) * unit
     repeated = None if marginal is None else [np.full(len(names), float(part)) for part in marginal]
     return Comparison(
         tuple(names), **fields, log_marginal=None if repeated is None else Interval.normal(repeated[0], repeated[1])

@@ -1,10 +1,4 @@
-"""Draws of a mixture of fit and prior: one sample from which every number of a fit is estimated.
-
-Draws come from the mixture m = α·q + (1 − α)·π₀ in fixed shares. Ratios to m are at most 1/α and
-1/(1 − α), so no average over q or π₀ rests on a few heavy draws. The mean of q/m is known to be 1, so it
-is a control variate (Owen & Zhou 2000, "Safe and effective importance sampling", section 4): if w is
-constant over q, its average has no noise at all.
-"""
+"""Draws of m = (q + π₀)/2, half of the fit and half of the prior: every number of a fit is estimated from them."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,14 +10,10 @@ from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
-from bayesrl.diagnostics.evidence.confidence_limits import skewed_limits, stratified_interval
 from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import draw_fit, draw_prior, score_draws
-from bayesrl.statistics.estimates import InfluenceEstimate, Interval
 from bayesrl.typing import Params, PRNGKey
-
-FROM_FIT = 0.5
 
 
 class MixtureSample(NamedTuple):
@@ -52,10 +42,8 @@ class MixtureSample(NamedTuple):
     @property
     def ratios(self) -> tuple[np.ndarray, np.ndarray]:
         """q/m and π₀/m."""
-        share = self.num_fit / len(self.log_q)
-        ours, theirs = math.log(share), math.log1p(-share)
         # Computed from the log-ratio, so that a density of 0 gives a ratio of 0, not nan.
-        return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
+        return 2 * np.exp(-np.logaddexp(0, self.ratio)), 2 * np.exp(-np.logaddexp(-self.ratio, 0))
 
 
 def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> MixtureSample:
@@ -149,60 +137,3 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
         factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
         total = total + np.matmul(aligned + np.uint32(1), factors)
     return total.reshape(num, -1, 2)
-
-
-class MixtureEstimator:
-    """Averages over a mixture sample, each with its influence function.
-
-    The standard error is that of a stratified mean of the influence, since fit and prior have fixed shares.
-    """
-
-    def __init__(self, sample: MixtureSample) -> None:
-        self.sample = sample
-        self.of_q, self.of_prior = sample.ratios
-        self._control = self._centred(self.of_q - 1)
-        # If fit and prior agree everywhere, the control is 0: avoid 0/0.
-        self._power = np.maximum((self._control**2).sum(0), 1e-300)
-
-    def over_fit(self, values: np.ndarray) -> InfluenceEstimate:
-        """Average over q: E_q[f] = E_m[(q/m)·f], minus a regressed multiple of q/m − 1."""
-        return self.over_pool(self.of_q * np.where(self.of_q > 0, values, 0.0))
-
-    def over_pool(self, terms: np.ndarray) -> InfluenceEstimate:
-        """Average over m, with the control variate q/m − 1 regressed within the two shares."""
-        slope = (self._control * self._centred(terms)).sum(0) / self._power
-        steady = terms - slope * (self.of_q - 1)
-        mean = steady.mean(0)
-        return InfluenceEstimate(mean, steady - mean)
-
-    def plain(self, terms: np.ndarray) -> InfluenceEstimate:
-        """Average over m without a control variate, so that averages of non-negative terms are not negative."""
-        mean = terms.mean(0)
-        return InfluenceEstimate(mean, terms - mean)
-
-    def interval(self, found: InfluenceEstimate, rounding: float, *, calibrated: bool = True) -> Interval:
-        """Return the 95% intervals of an average over contexts.
-
-        The strata are the draws of the fit and those of the prior; see `stratified_interval`.
-
-        Args:
-            found: the estimate.
-            rounding: possible error in single precision, in the estimate's units.
-            calibrated: whether to trust its standard error.
-        """
-        by_share = found.influence.mean(1).reshape(2, self.sample.num_fit)
-        return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
-
-    def by_context(self, found: InfluenceEstimate, rounding: float) -> Interval:
-        """Return mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
-        k, n = self.sample.num_fit, len(found.influence)
-        parts = (found.influence[:k], found.influence[k:])
-        se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
-        skewness = (found.influence**3).mean(0) / np.maximum((found.influence**2).mean(0), 1e-200) ** 1.5
-        ends = np.array([skewed_limits(*x, n) for x in zip(found.mean, se, skewness, strict=True)])
-        nothing = np.full(se.shape, np.inf)
-        return Interval(found.mean, se, ends[:, 0] - rounding, ends[:, 1] + rounding, -nothing, nothing)
-
-    def _centred(self, values: np.ndarray) -> np.ndarray:
-        k = self.sample.num_fit
-        return np.concatenate([values[:k] - values[:k].mean(0), values[k:] - values[k:].mean(0)])

@@ -14,8 +14,9 @@ from bayesrl.diagnostics.evidence.confidence_limits import (
     markov_lower,
     weighted_start,
 )
-from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, MixtureEstimator, MixtureSample
+from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence, Method
+from bayesrl.diagnostics.evidence.stratified_estimator import StratifiedEstimator
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
 from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
 
@@ -58,15 +59,16 @@ class TemperedSample:
         self.sample, self.beta, self.rewarded = sample, 1.0 if beta is None else beta, beta is not None
         self.bounds = Bounds() if bounds is None else bounds
         self.conditioned = observed and self.rewarded
-        self.estimator = MixtureEstimator(sample)
+        self.of_q, self.of_prior = sample.ratios
+        self.estimator = StratifiedEstimator(self.of_q[None] - 1, 2)
         tempered = sample.reward / self.beta
         self.w = sample.ratio + sample.log_likelihood + tempered
         with np.errstate(divide="ignore"):
-            self.log_ratio = np.log(self.estimator.of_prior) + sample.log_likelihood + tempered
+            self.log_ratio = np.log(self.of_prior) + sample.log_likelihood + tempered
         # Weights are relative to the greatest of their context, so that none overflows.
         self.scale = self.log_ratio.max(0)
         self.ratio = np.exp(self.log_ratio - self.scale)
-        mean = self.estimator.over_pool(self.ratio)
+        mean = self.estimator.regress(self.ratio)[0]
         plain = self.estimator.plain(self.ratio)
         # The control variate can push the mean of Z towards 0 or below, where log Z breaks down.
         safe = mean.mean > 0.2 * plain.mean
@@ -164,7 +166,7 @@ class TemperedSample:
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Average weights over pairs of one draw of the fit and one of the prior; also return their greatest value."""
         k = self.sample.num_fit
-        log_top = self._log_top - math.log(1 - FROM_FIT) - self.scale
+        log_top = self._log_top - math.log(0.5) - self.scale
         with np.errstate(over="ignore"):
             top = np.minimum(np.exp(log_top), 1e300)
         return (self.ratio[:k] + self.ratio[k : 2 * k]) / 2, top
@@ -187,15 +189,19 @@ class TemperedSample:
         eubo = self.estimator.interval(weighted, 0.0)
         return Estimate(eubo.mean, eubo.se), np.asarray(limit.mean() + self.rounding)
 
+    def _over_fit(self, values: np.ndarray) -> InfluenceEstimate:
+        """Average over q: E_q[f] = E_m[(q/m)·f]."""
+        return self.estimator.regress(self.of_q * np.where(self.of_q > 0, values, 0.0))[0]
+
     # ---- divergences -------------------------------------------------------------------------
 
     def reverse(self) -> InfluenceEstimate:
         """KL(q‖p*) = log Z − E_q[w], both as shown elsewhere; at the optimum its noise vanishes with theirs."""
-        return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
+        return self.log_z.plus(self._over_fit(self.w), -1.0)
 
     def forward(self) -> InfluenceEstimate:
         """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
-        terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.estimator.of_q
+        terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.of_q
         # Each term is t·(u − 1 + exp(−u)) ≥ 0 but for rounding, so the estimate is not negative either.
         found = self.estimator.plain(np.maximum(terms, 0.0))
         return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.influence), -1.0)
@@ -219,12 +225,12 @@ class TemperedSample:
         nats = self.rounding
         (lower, least), (upper, most) = self.lower(), self.upper()
         given = self._marginal(marginal) if self.conditioned else None
-        reward = est.over_fit(sample.reward)
-        kl = est.over_fit(-sample.ratio)
-        fitted = est.over_fit(self.w)
+        reward = self._over_fit(sample.reward)
+        kl = self._over_fit(-sample.ratio)
+        fitted = self._over_fit(self.w)
         log_z = self.log_z
         if given is not None:
-            kl = kl.plus(est.over_fit(sample.log_likelihood), -1.0).plus(given)
+            kl = kl.plus(self._over_fit(sample.log_likelihood), -1.0).plus(given)
             fitted, log_z = fitted.plus(given, -1.0), log_z.plus(given, -1.0)
             shift = est.interval(given, nats)  # its own conservative interval widens the limits
             lower, least = _subtract(lower, shift), least - shift.conservative_upper
@@ -272,7 +278,7 @@ class TemperedSample:
         """Estimate log p(y) from the same draws, per context."""
         if known is not None:
             return InfluenceEstimate(known, np.zeros_like(self.w))
-        log_weight = np.log(np.maximum(self.estimator.of_prior, 1e-300)) + self.sample.log_likelihood
+        log_weight = np.log(np.maximum(self.of_prior, 1e-300)) + self.sample.log_likelihood
         top = log_weight.max(0)
         found = self.estimator.plain(np.exp(log_weight - top))
         return InfluenceEstimate(np.log(found.mean) + top, found.influence / found.mean)
