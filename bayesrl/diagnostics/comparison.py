@@ -103,13 +103,12 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.diagnostics.comparison import compare
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> def fit(steps):
         ...     return bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=steps, progress=False)
-        >>> found = compare(jax.random.key(1), {"short": fit(3), "long": fit(300)})
+        >>> found = bayesrl.compare(jax.random.key(1), {"short": fit(3), "long": fit(300)})
         >>> bool(found.delta_objective.lower[1] > 0), found.delta_objective.mean.shape
         (True, (2,))
 
@@ -155,8 +154,7 @@ def _ready(name: str, posterior: Posterior) -> _Fit:
             "choose one with select(beta=...)"
         )
     whole = full_data_fit(posterior, what=f"posterior {name!r}")
-    programs = whole.programs
-    assert programs is not None
+    programs = whole._programs_for()
     if not programs.structure.actions:
         raise EngineError(
             f"the policy of {name!r} draws nothing, so there is no posterior to compare; "

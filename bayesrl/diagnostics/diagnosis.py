@@ -193,8 +193,7 @@ def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
 
 def _entropies(best: Posterior) -> tuple[float, float]:
     """Return the entropies of fit and prior at the worst β, from the fit's draws; nan unless all is discrete."""
-    assert best.programs is not None
-    structure = best.programs.structure
+    structure = best._programs_for().structure
     if not best.statistics or not structure.actions or not all(structure[name].discrete for name in structure.actions):
         return math.nan, math.nan
     log_q, log_prior = (np.asarray(best.statistics[name], float) for name in ("log_q", "log_prior"))

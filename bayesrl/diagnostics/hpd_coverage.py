@@ -13,7 +13,7 @@ from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Level, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
-from bayesrl.core.programs import Programs
+from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.checks import Outcome
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
@@ -47,10 +47,9 @@ class Coverage(Displayable):
         num_samples: number of draws from p*, and as many from the fit, at each β.
 
     Example:
-        >>> import jax.numpy as jnp, numpy as np
+        >>> import jax.numpy as jnp, numpy as np, bayesrl
         >>> from bayesrl.diagnostics.hpd_coverage import Coverage
-        >>> from bayesrl.statistics.estimates import Estimate
-        >>> share = Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
+        >>> share = bayesrl.Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
         >>> found = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
         >>> found.verdict, found.explanation[:40]
         ('fail', "The fit's 90% region holds 52% of p*; it")
@@ -150,13 +149,11 @@ def coverage(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.diagnostics.hpd_coverage import coverage
-        >>> from bayesrl.exact.enumeration import enumerate_posterior
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
-        >>> coverage(jax.random.key(1), posterior, enumerate_posterior(bandit, beta=1.0)).verdict
+        >>> bayesrl.coverage(jax.random.key(1), posterior, bayesrl.enumerate_posterior(bandit, beta=1.0)).verdict
         'pass'
 
     References:
@@ -164,8 +161,8 @@ def coverage(
         Rubin (2006), "Validation of software for Bayesian models using posterior quantiles".
     """
     fit = full_data_fit(posterior)
-    assert fit.programs is not None
-    betas = _matched(fit, fit.programs, target)
+    structure = fit._programs_for().structure
+    betas = _matched(fit, structure, target)
     exact_key, fit_key, tie_key = split_keys(key, 3)
     rng, ranks = numpy_generator(tie_key), []
     for i, beta in enumerate(betas):
@@ -178,29 +175,29 @@ def coverage(
     shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(alphas))
     # The fit's draws define the regions, which adds their noise; rejection's draws repeat, which adds theirs.
     worth = 2 / num_samples + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
-    contexts = max(math.prod(fit.programs.structure.context_shape), 1)
+    contexts = max(math.prod(structure.context_shape), 1)
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
     error = np.broadcast_to(np.sqrt(alphas * (1 - alphas) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
     return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), alphas, share, error, num_samples)
 
 
-def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[float | None]:
+def _matched(fit: Posterior, structure: Structure, target: WeightedDraws) -> list[float | None]:
     """Return each β of the fit; refuse targets that do not hold exact draws of p* at all of them."""
     if target.ess is not None and target.num_accepted is None:
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"
         )
-    nature = programs.structure.names("environment")
+    nature = structure.names("environment")
     if nature and target.log_evidence is not None:
         raise EngineError(
             f"the target tilts environment site {nature[0]!r}, which is nature's and no policy can; "
             "use enumerate_posterior, whose optimum is that of control"
         )
-    ours, theirs = programs.structure.context_shape, target.structure.context_shape
+    ours, theirs = structure.context_shape, target.structure.context_shape
     if ours != theirs:
         raise PolicyError(f"the fit has contexts {ours}, the target {theirs}; give both the same arguments")
-    difference = unlike_sites(programs.structure, target.structure)
+    difference = unlike_sites(structure, target.structure)
     if difference:
         raise PolicyError(
             f"fit and target are of different policies: {difference}; make the target of the policy that was fitted"

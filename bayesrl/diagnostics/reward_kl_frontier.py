@@ -126,14 +126,13 @@ def frontier(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.diagnostics.reward_kl_frontier import frontier
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> sweep = bayesrl.fit(
         ...     jax.random.key(0), bandit, beta=jnp.array([2.0, 1.0, 0.5]), num_steps=500, progress=False
         ... )
-        >>> found = frontier(jax.random.key(1), sweep)
+        >>> found = bayesrl.frontier(jax.random.key(1), sweep)
         >>> found.beta.tolist(), {check.outcome for check in found.checks}
         ([0.5, 1.0, 2.0], {'pass'})
 
@@ -142,8 +141,7 @@ def frontier(
         lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
         overoptimization", for gold beside proxy.
     """
-    betas, programs = _sweep_of(posterior), full_data_fit(posterior).programs
-    assert programs is not None
+    betas, programs = _sweep_of(posterior), full_data_fit(posterior)._programs_for()
     metrics = programs.structure.names("metric")
     if gold is not None and gold not in metrics:
         known = ", ".join(map(repr, metrics)) or "none"
@@ -195,8 +193,7 @@ def _sweep_of(posterior: Posterior) -> np.ndarray:
 def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, num_samples: int) -> Interval:
     """Estimate a deterministic site at each β from fresh draws, one β after another to spare memory."""
     whole = full_data_fit(posterior)
-    assert whole.programs is not None
-    num = max(256, min(num_samples, _CELLS // max(whole.programs.structure.num_contexts, 1)))
+    num = max(256, min(num_samples, _CELLS // max(whole._programs_for().structure.num_contexts, 1)))
     found = []
     for i, beta in enumerate(betas):
         estimate = whole.select(beta=float(beta)).estimate(fold_in(key, i), num).metrics[name]

@@ -13,16 +13,16 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, checked, integer_range, user_code
 from bayesrl.compilation.jit import to_host
-from bayesrl.compilation.random_keys import dummy_key, key_from_seed, split, split_keys
+from bayesrl.compilation.random_keys import key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.primitives import site_kind
 from bayesrl.core.programs import freeze
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
-from bayesrl.core.trace import Trace, site_log_prob, trace_program
+from bayesrl.core.trace import site_log_prob, trace_program
 from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import decode_assignment, num_assignments, path_axes
+from bayesrl.exact.grid import decode_assignment, num_assignments, path_axes, run_with_sites
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
@@ -75,13 +75,12 @@ def calibrate(
             sites or shapes, or cannot be traced.
 
     Example:
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import exact_inference, calibrate
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
         >>> def coin(flips):
         ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
         ...     with numpyro.plate("flip", len(flips)):
         ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
-        >>> calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference()).verdict
+        >>> bayesrl.calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=bayesrl.exact_inference()).verdict
         'pass'
 
     References:
@@ -200,15 +199,11 @@ def _given(model: Program, data: dict[str, Array], *args: Any) -> Any:
 
 def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], sites: dict[str, Array]) -> Array:
     """Collect every number of θ, and log p(y|θ)."""
-    trace = _run(program, args, sites)
+    trace = run_with_sites(program, sites, args)
     observed = [trace.sites[name] for name in structure.names("observed")]
     likelihood = sum((site_log_prob(site).sum() for site in observed), start=jnp.zeros(()))
     numbers = [jnp.ravel(sites[name]).astype(float) for name in structure.names("action", "environment")]
     return jnp.concatenate([*numbers, likelihood[None]])
-
-
-def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Trace:
-    return trace_program(FoldedKeys(handlers.substitute(program, data=sites), dummy_key()), *args)
 
 
 def _names(structure: Structure) -> tuple[str, ...]:
@@ -242,15 +237,13 @@ def svi_inference(
         EngineError: a number is out of range.
 
     Example:
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import svi_inference, calibrate
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
         >>> def location(y):
         ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     with numpyro.plate("datum", len(y)):
         ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-        >>> found = calibrate(
-        ...     jax.random.key(0), location, jnp.zeros(3), infer=svi_inference(num_steps=200), num_replications=50
-        ... )
+        >>> infer = bayesrl.svi_inference(num_steps=200)
+        >>> found = bayesrl.calibrate(jax.random.key(0), location, jnp.zeros(3), infer=infer, num_replications=50)
         >>> found.names, found.verdict
         (('theta', 'log p(y|θ)'), 'pass')
     """
@@ -278,13 +271,13 @@ def exact_inference() -> Inference:
     """Infer exactly by enumerating all assignments; all latent sites must be discrete and few.
 
     Example:
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import exact_inference, calibrate
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
         >>> def coin(flips):
         ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
         ...     with numpyro.plate("flip", len(flips)):
         ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
-        >>> found = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference(), num_replications=50)
+        >>> exact = bayesrl.exact_inference()
+        >>> found = bayesrl.calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact, num_replications=50)
         >>> found.ranks.shape
         (50, 2)
     """
@@ -302,7 +295,7 @@ def exact_inference() -> Inference:
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             def log_joint(sites: dict[str, Array]) -> Array:
-                trace = _run(program, args, sites)
+                trace = run_with_sites(program, sites, args)
                 scored = [trace.sites[s.name] for s in structure.sites if s.kind != "metric"]
                 return sum((site_log_prob(site).sum() for site in scored), start=jnp.zeros(()))
 

@@ -72,11 +72,10 @@ def enumerate_posterior(
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.exact.enumeration import enumerate_posterior
         >>> def sequence():
         ...     x = numpyro.sample("x", dist.Categorical(probs=jnp.array([3.0, 2.0, 1.0]) / 6))
         ...     bayesrl.reward("score", jnp.log(jnp.array([1.0, 2.0, 3.0]))[x])
-        >>> result = enumerate_posterior(sequence, beta=1.0)
+        >>> result = bayesrl.enumerate_posterior(sequence, beta=1.0)
         >>> np.exp(result.log_weights).round(3).tolist(), float(np.exp(result.log_evidence.mean).round(4))
         ([0.3, 0.4, 0.3], 1.6667)
 

@@ -134,31 +134,27 @@ def digits(axes: Sequence[Axis], index: Any) -> list[Any]:
 
 def decode_assignment(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
     """Return the site values of one assignment, the same in all contexts."""
-    return _assemble(axes, digits(axes, index))
+    return _assemble(axes, digits(axes, index), jnp)
 
 
 def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
     """Return site values of assignments numbered [rows], the same in all contexts, on the host: [rows, *site shape]."""
-    parts: dict[str, list[tuple[Axis, Any]]] = {}
-    for axis, digit in zip(axes, digits(axes, index), strict=True):
-        cell = axis.elements(digit, np).reshape(len(index), *axis.cell, *axis.event)
-        value = np.broadcast_to(cell, (len(index), *axis.shape, *axis.event))
-        parts.setdefault(axis.site, []).append((axis, value))
-    return {name: _by_time(steps, np, 1) for name, steps in parts.items()}
+    return _assemble(axes, digits(axes, index), np)
 
 
 def first_assignment(axes: Sequence[Axis]) -> dict[str, Array]:
     """Return the first value of each site's support; unlike an index, this works for a grid of any size."""
-    return _assemble(axes, [jnp.zeros((), int) for _ in axes])
+    return _assemble(axes, [jnp.zeros((), int) for _ in axes], jnp)
 
 
-def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
-    parts: dict[str, list[tuple[Axis, Array]]] = {}
+def _assemble(axes: Sequence[Axis], joint: Sequence[Any], xp: Any) -> dict[str, Any]:
+    """Return site values [*rows, *site shape] from the joint value of each axis, [*rows]."""
+    parts: dict[str, list[tuple[Axis, Any]]] = {}
     for axis, digit in zip(axes, joint, strict=True):
-        cell = axis.elements(digit, jnp).reshape(axis.cell + axis.event)
-        value = jnp.broadcast_to(cell, axis.shape + axis.event)
+        cell = axis.elements(digit, xp).reshape(*digit.shape, *axis.cell, *axis.event)
+        value = xp.broadcast_to(cell, (*digit.shape, *axis.shape, *axis.event))
         parts.setdefault(axis.site, []).append((axis, value))
-    return {name: _by_time(steps, jnp, 0) for name, steps in parts.items()}
+    return {name: _by_time(steps, xp, joint[0].ndim) for name, steps in parts.items()}
 
 
 def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Any]:

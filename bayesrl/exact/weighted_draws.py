@@ -104,11 +104,10 @@ class WeightedDraws:
 
         Example:
             >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-            >>> from bayesrl.exact.enumeration import enumerate_posterior
             >>> def bandit():
             ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
             ...     bayesrl.reward("payoff", 50.0 * arm)
-            >>> draws = enumerate_posterior(bandit, beta=1.0).resample(jax.random.key(0), 4)
+            >>> draws = bayesrl.enumerate_posterior(bandit, beta=1.0).resample(jax.random.key(0), 4)
             >>> draws["arm"].tolist()
             [1, 1, 1, 1]
         """

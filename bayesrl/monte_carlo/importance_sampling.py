@@ -71,11 +71,10 @@ def importance(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.monte_carlo.importance_sampling import importance
         >>> def count():
         ...     x = numpyro.sample("x", dist.Poisson(10.0))
         ...     bayesrl.reward("growth", x * jnp.log(1.1))
-        >>> result = importance(jax.random.key(0), count, beta=1.0)  # Poisson(11), log Z = 1
+        >>> result = bayesrl.importance(jax.random.key(0), count, beta=1.0)  # Poisson(11), log Z = 1
         >>> bool(abs(result.log_evidence.mean - 1) < 5 * result.log_evidence.se)
         True
 

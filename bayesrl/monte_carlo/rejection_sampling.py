@@ -67,11 +67,10 @@ def rejection(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.monte_carlo.rejection_sampling import rejection
         >>> def target():
         ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         ...     bayesrl.reward("near", -0.5 * (x - 2.0) ** 2)  # at most 0, as can be proven
-        >>> result = rejection(jax.random.key(0), target, beta=1.0)  # Normal(1, 1/2)
+        >>> result = bayesrl.rejection(jax.random.key(0), target, beta=1.0)  # Normal(1, 1/2)
         >>> log_z = result.log_evidence
         >>> result.sites["x"].shape, bool(abs(log_z.mean + 1 + 0.5 * jnp.log(2)) < 5 * log_z.se)
         ((1000,), True)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.interpreters.partial_eval import dce_jaxpr
-from numpyro import handlers
 from numpyro.distributions import constraints
 
 from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, elementwise_support
-from bayesrl.core.trace import Trace, per_context, site_log_prob, trace_abstractly, trace_program
+from bayesrl.core.trace import per_context, site_log_prob, trace_abstractly, trace_program
+from bayesrl.exact.grid import run_with_sites
 from bayesrl.jaxprs.interval_rules import Range, RangeEnd
 from bayesrl.jaxprs.intervals import propagate_ranges
 from bayesrl.typing import Program
@@ -68,18 +68,15 @@ def site_reward_bounds(
     if not names:
         return {}
 
-    def run(values: dict[str, Array]) -> Trace:
-        return trace_program(FoldedKeys(handlers.substitute(policy, data=values), dummy_key()), *args)
-
     def rewards(values: dict[str, Array]) -> list[Array]:
-        sites = run(values).sites
+        sites = run_with_sites(policy, values, args).sites
         contexts = structure.contexts
         return [per_context(site_log_prob(sites[n]), sites[n], contexts).sum(-1) for n in names]
 
     latent = [site.name for site in structure.sites if site.latent]
 
     def supports(values: dict[str, Array]) -> list[list[Array]]:
-        sites = run(values).sites
+        sites = run_with_sites(policy, values, args).sites
         return [_ends(sites[name].fn) for name in latent]
 
     held = {name: Range(np.full(s.shape, -np.inf), np.full(s.shape, np.inf)) for name, s in shapes.items()} | indices

@@ -91,12 +91,11 @@ def evidence(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.diagnostics.evidence.bounds import evidence
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
-        >>> found = evidence(jax.random.key(1), posterior, method="rejection")
+        >>> found = bayesrl.evidence(jax.random.key(1), posterior, method="rejection")
         >>> truth = math.log((1 + math.e + math.e**2) / 3)
         >>> bool(found.log_evidence.conservative_lower < truth < found.log_evidence.conservative_upper)
         True
@@ -121,11 +120,9 @@ def evidence(
     # A fit's own draws belong to its own data, so they say nothing about other arguments.
     if not new_args:
         rows = [_weigh(row, posterior, i) for i, row in enumerate(rows)]
-    assert fit.programs is not None
-    contexts = fit.programs.structure.num_contexts
     return dataclasses.replace(
         Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ()),
-        num_contexts=contexts,
+        num_contexts=fit._programs_for().structure.num_contexts,
         target=search.target,
     )
 
@@ -144,8 +141,7 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
         `Evidence` with metrics, [*beta].
     """
     fit = full_data_fit(posterior, *new_args)
-    assert fit.programs is not None
-    structure, betas = fit.programs.structure, _by_beta(fit)
+    structure, betas = fit._programs_for().structure, _by_beta(fit)
     own_key, metrics_key = split_keys(key)
     try:
         found = evidence(own_key, posterior, *new_args, method="enumeration", max_count=max_count)
@@ -164,8 +160,7 @@ def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
         key: consumed whole.
         posterior: as `full_data_fit` returns it.
     """
-    assert posterior.programs is not None
-    structure = posterior.programs.structure
+    structure = posterior._programs_for().structure
     if not structure.names("metric"):
         return {}
     shape = np.shape(posterior.beta) if posterior.beta is not None else ()
@@ -184,8 +179,7 @@ def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
 def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
     """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    assert best.programs is not None
-    odd = any(site.kind == "environment" or site.discounted for site in best.programs.structure.sites)
+    odd = any(site.kind == "environment" or site.discounted for site in best._programs_for().structure.sites)
     # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
     if row.num_weighed or odd or not best.statistics or posterior.mixture is not None:
         return row
@@ -198,10 +192,10 @@ def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
 
 def _out_of_reach(one: Posterior) -> str:
     """Say why only a known optimum could bracket a fit; empty if other methods can."""
-    assert one.programs is not None
+    structure = one._programs_for().structure
     try:
-        one.programs.structure.check_complete("nothing bounds its optimum", EngineError)
-        one.programs.structure.check_whole_density()
+        structure.check_complete("nothing bounds its optimum", EngineError)
+        structure.check_whole_density()
     except EngineError as error:
         return str(error).partition(";")[0]
     return ""
@@ -294,8 +288,7 @@ class _Search:
 
     def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
         """Bracket a mixture of restarts, from its draws."""
-        programs = one.programs
-        assert programs is not None
+        programs = one._programs_for()
         nature = programs.structure.names("environment")
         if nature or self.method in ("enumeration", "nuts", "hindsight"):
             what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"

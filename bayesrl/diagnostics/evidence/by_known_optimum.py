@@ -51,7 +51,6 @@ def bracket_by_known_optimum(
     Raises:
         EngineError: the optimum is not a finite number.
     """
-    assert one.programs is not None
     scale = 1.0 if beta is None else beta
     known = _evaluate_optimum(optimum, beta)
     found = estimate_evidence(key, one, beta, num_samples, "", optimum)
@@ -67,7 +66,7 @@ def bracket_by_known_optimum(
         ),
     )
     # With nature or discounts J* is an optimum of control: there is no log Z and no p*.
-    odd = any(site.kind == "environment" or site.discounted for site in one.programs.structure.sites)
+    odd = any(site.kind == "environment" or site.discounted for site in one._programs_for().structure.sites)
     return replace(
         found,
         method="known",
@@ -99,8 +98,7 @@ def estimate_evidence(
         caveat: why the optimum is unknown.
         optimum: may evaluate the fit and the prior exactly.
     """
-    programs = one.programs
-    assert programs is not None
+    programs = one._programs_for()
     scale = 1.0 if beta is None else beta
     num = num_samples if programs.episodes is None else _NUM_EPISODES
     own_key, prior_key = split_keys(key)
@@ -133,8 +131,7 @@ def _prior_objective(
     key: PRNGKey, one: Posterior, beta: float | None, optimum: KnownOptimum | None, num: int, *, conditioned: bool
 ) -> Interval | None:
     """J(π₀): mean reward under the prior, weighted by p(y|x) if π₀ means p(x|y); log p(y|x) without rewards."""
-    programs = one.programs
-    assert programs is not None
+    programs = one._programs_for()
     evaluate = getattr(optimum, "prior_objective", None)
     with user_code(
         "optimum.prior_objective", EngineError, "let it give J of the prior at a temperature, a finite number"

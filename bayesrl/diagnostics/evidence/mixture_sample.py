@@ -86,9 +86,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
         posterior: a posterior on all data, at one β, with a mixture selected.
         num_samples: total number of draws.
     """
-    programs = posterior.programs
-    assert programs is not None
-    half = num_samples // 2
+    programs, half = posterior._programs_for(), num_samples // 2
     fit_key, prior_key = split_keys(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
