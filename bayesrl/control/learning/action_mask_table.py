@@ -13,15 +13,11 @@ class ActionMaskTable:
     Args:
         num_states: number of states.
         num_actions: number of actions.
-
-    Attributes:
-        table: [states, actions], bool; a state seen with several masks allows what any of them allows.
-        known: whether a mask was seen in each state, [states].
     """
 
     def __init__(self, num_states: int, num_actions: int) -> None:
-        self.table = np.ones((num_states, num_actions), bool)
-        self.known = np.zeros(num_states, bool)
+        # The union of the masks seen in each state; each mask allows an action, so a row without one was never seen.
+        self._seen = np.zeros((num_states, num_actions), bool)
 
     @classmethod
     def for_env(cls, env: EnvAdapter) -> "ActionMaskTable | None":
@@ -29,6 +25,16 @@ class ActionMaskTable:
         if not env.masked or env.num_observations is None:
             return None
         return cls(env.num_observations, env.num_actions)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether a mask was seen in each state, [states]."""
+        return self._seen.any(-1)
+
+    @property
+    def table(self) -> np.ndarray:
+        """[states, actions], bool; a state seen with several masks allows what any of them allows."""
+        return self._seen | ~self.known[:, None]
 
     def note(self, episode: Episode, *, same: bool) -> None:
         """Record the masks of an episode.
@@ -44,20 +50,16 @@ class ActionMaskTable:
         states = np.append(episode.observation, episode.next_observation[-1:])
         # No action follows the end of an episode, so its last mask does not count.
         number = len(episode.reward) + (not episode.terminated)
-        table, known = self.table.copy(), self.known.copy()
+        seen = self._seen.copy()
         for state, allowed in zip(states[:number].tolist(), episode.allowed[:number], strict=True):
-            if not allowed.any():
-                continue
-            if same and known[state] and (table[state] != allowed).any():
+            if same and allowed.any() and seen[state].any() and (seen[state] != allowed).any():
                 raise ControlError(
-                    f"state {state} allowed actions {np.flatnonzero(table[state]).tolist()} before and "
+                    f"state {state} allowed actions {np.flatnonzero(seen[state]).tolist()} before and "
                     f"{np.flatnonzero(allowed).tolist()} now, and the model plans by what each state allows; let "
                     "observations tell the two apart, or use LinearValues"
                 )
-            # The row of an unknown state is all True, and must not join the union.
-            table[state] = (table[state] & known[state]) | allowed
-            known[state] = True
-        self.table, self.known = table, known
+            seen[state] |= allowed
+        self._seen = seen
 
     def array(self) -> np.ndarray:
         """Return the array that a checkpoint must keep, [states, actions + 1]."""
@@ -65,4 +67,5 @@ class ActionMaskTable:
 
     def restore(self, array: np.ndarray) -> None:
         """Restore the table from a checkpoint."""
-        self.table, self.known = array[:, :-1].astype(bool), array[:, -1].astype(bool)
+        flags = array.astype(bool)
+        self._seen = flags[:, :-1] & flags[:, -1:]

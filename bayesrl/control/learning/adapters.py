@@ -20,10 +20,11 @@ from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.gymnasium.source import MOST_STEPS
 from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, drop_mask, has_mask
 from bayesrl.control.gymnasium.vector_env import make_environment
-from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy, draw_index
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
+from bayesrl.exact.weighted_draws import numpy_generator
 from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import is_function, is_valid_text
 
@@ -46,16 +47,14 @@ class TabularAdapter(EnvAdapter):
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the first state."""
-        self._rng = _generator(key)
-        self._state = int(np.searchsorted(self.mdp.start.cumsum(), self._rng.random(), side="right"))
-        self._state = min(self._state, self.mdp.num_states - 1)  # cumulative sums may end just below 1
+        self._rng = numpy_generator(key)
+        self._state = draw_index(self._rng, self.mdp.start.cumsum())
         return np.asarray(self._state)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Draw an outcome."""
         at = (self._state, action)
-        outcome = int(np.searchsorted(self._cumulated[at], self._rng.random(), side="right"))
-        outcome = min(outcome, self._cumulated.shape[-1] - 1)
+        outcome = draw_index(self._rng, self._cumulated[at])
         self._state = int(self.mdp.successors[at][outcome])
         reward = float(self.mdp.rewards[at][outcome])
         return np.asarray(self._state), reward, bool(self.mdp.terminal[self._state]), False
@@ -135,7 +134,7 @@ class GymnasiumAdapter(EnvAdapter):
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset with a seed drawn from the key."""
-        seed = int(_generator(key).integers(2**31 - 1))
+        seed = int(numpy_generator(key).integers(2**31 - 1))
         seen, info = self._env.reset(seed=seed)
         return self._taken(seen, info)
 
@@ -357,7 +356,3 @@ def adapt_environment(
 def _stable_repr(value: Any) -> str:
     """Return the repr without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _generator(key: PRNGKey) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

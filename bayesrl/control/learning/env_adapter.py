@@ -19,8 +19,8 @@ class EpisodePolicy:
     """The policy of one episode.
 
     Attributes:
-        choose: a function from the time step and the observation, and from the mask, [actions], if the environment has
-            masks, to an action and its log-probability, or nan if that is not known.
+        choose: a function from the time step, the observation and the mask, [actions] or None without masks, to an
+            action and its log-probability, or nan if that is not known.
         probs: the same as probabilities, [steps or 1, states, actions], if there are finitely many observations.
     """
 
@@ -100,16 +100,22 @@ class EnvAdapter(abc.ABC):
         masks = [self.allowed]
         over = terminated = False
         while not over:
-            action, log_prob = act.choose(len(rows), seen, *self._mask(len(rows)))
+            allowed = self.allowed
+            if allowed is not None and not allowed.any():
+                raise ControlError(
+                    f"{self.name} allows no action in step {len(rows)} of an episode that goes on; let it allow one, "
+                    "or end"
+                )
+            action, log_prob = act.choose(len(rows), seen, allowed)
             if not 0 <= action < self.num_actions:
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
                     f"{self.num_actions - 1}; give one of these"
                 )
-            if self.allowed is not None and not self.allowed[action]:
+            if allowed is not None and not allowed[action]:
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment allows only "
-                    f"{np.flatnonzero(self.allowed).tolist()} there; use belief.allowed in the rule, or choose by "
+                    f"{np.flatnonzero(allowed).tolist()} there; use belief.allowed in the rule, or choose by "
                     "belief.mean or belief.sample(key), which are −inf for all others"
                 )
             after, reward, terminated, truncated = self.step(action)
@@ -125,8 +131,8 @@ class EnvAdapter(abc.ABC):
             over, seen = terminated or truncated or len(rows) >= self.max_steps, after
         observed, actions, rewards, following, scores = (np.array(part) for part in zip(*rows, strict=True))
         kinds = (observed.astype(self.dtype), following.astype(self.dtype))
-        allowed = np.array(masks, bool) if self.masked else None
-        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), allowed)
+        flags = np.array(masks, bool) if self.masked else None
+        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), flags)
 
     def example(self) -> Experience:
         """Make an experience of one row without a step, to trace programs with."""
@@ -135,15 +141,15 @@ class EnvAdapter(abc.ABC):
             return blank
         return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))
 
-    def _mask(self, time: int) -> tuple[np.ndarray, ...]:
-        """Return the mask of the present state, if there are masks."""
-        if self.allowed is None:
-            return ()
-        if not self.allowed.any():
-            raise ControlError(
-                f"{self.name} allows no action in step {time} of an episode that goes on; let it allow one, or end"
-            )
-        return (self.allowed,)
+    @property
+    def blank(self) -> np.ndarray | None:
+        """An observation, [1, *shape], to compute values at if there are not finitely many; else None."""
+        return None if self.num_observations is not None else np.zeros((1, *self.shape), self.dtype)
+
+
+def draw_index(rng: np.random.Generator, cumulated: np.ndarray) -> int:
+    """Draw an index by its cumulative probabilities, [indices], of which rounding may leave the last one below 1."""
+    return min(int(np.searchsorted(cumulated, rng.random(), side="right")), len(cumulated) - 1)
 
 
 def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:

@@ -168,10 +168,9 @@ def predictive_p_values(
 
     def replicate_once(key: PRNGKey, theta: Any, rows: Experience) -> dict[str, tuple[Any, Any]]:
         """Compute the statistics of the replicated and of the observed data, by site."""
-        args = (rows,) if agent_state.finite else (rows, jnp.zeros((1, *result.env.shape), result.env.dtype))
         model = _Replicated(handlers.substitute(agent_state.model, data=theta))
         with handlers.block(), handlers.trace() as trace:
-            handlers.seed(model, rng_seed=key)(*args)
+            handlers.seed(model, rng_seed=key)(rows, result.env.blank)
         return {
             name: (statistics(site, site["value"]), statistics(site, site["infer"]["data"]))
             for name, site in trace.items()
@@ -246,7 +245,6 @@ def nuts_posterior(
     what = f"nuts_posterior(num_samples={num_samples}, num_chains={num_chains})"
     check_memory(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
     rows = agent_state.rows(0, max(agent_state.memory.num_rows, 1))
-    args = (rows,) if agent_state.finite else (rows, np.zeros((1, *result.env.shape), result.env.dtype))
     sampler = MCMC(
         NUTS(agent_state.model),
         num_warmup=num_warmup,
@@ -255,6 +253,6 @@ def nuts_posterior(
         chain_method="vectorized",
         progress_bar=False,
     )
-    sampler.run(key, *args)
+    sampler.run(key, rows, result.env.blank)
     draws = sampler.get_samples(group_by_chain=True)
     return xr.DataTree.from_dict({"posterior": draws_dataset(draws)})

@@ -110,18 +110,15 @@ class ReplayMemory:
         jax.tree.map(lambda x, new: x.__setitem__(slice(self.num_rows, stop), new), self._data, rows)
         self.num_rows = stop
 
-    def truncate(self, count: int) -> None:
-        """Forget all rows after the first `count`."""
-        np.asarray(self._data.mask)[count:] = False  # the next episode overwrites these rows
-        self.num_rows = count
-
     def experience(self) -> Experience:
         """Return all rows, on the device."""
         return jax.device_put(self.rows())
 
     def rows(self) -> Experience:
         """Return a copy of all rows as NumPy arrays, which later steps do not change."""
-        return jax.tree.map(np.copy, self._data)
+        data = jax.tree.map(np.copy, self._data)
+        # Rows of an interrupted episode may follow; the next episode overwrites them.
+        return data._replace(mask=np.arange(len(data.mask)) < self.num_rows)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the rows that hold steps, for a checkpoint."""

@@ -177,10 +177,7 @@ class LearnResult(Displayable):
         """Choose an action by the exploration rule after learning, among those `allowed`; see `decide`."""
         rule = self.agent_state.explore(as_hash_key(key), self.exploration, self.num_episodes)
         seen = self._seen(observation)
-        among = self._among(seen, allowed)
-        if among is None:
-            return rule.choose(time, seen)[0]
-        return rule.choose(time, seen, among)[0]
+        return rule.choose(time, seen, self._among(seen, allowed))[0]
 
     def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
         """Find the actions to choose among at an observation; None if the environment has no masks."""

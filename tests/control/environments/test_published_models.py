@@ -147,7 +147,7 @@ def test_the_optimum_is_reached_and_never_passed() -> None:
         world = GymnasiumAdapter(env)
         tables = from_gymnasium(env, discount=1.0, horizon=world.max_steps)
         best = soft_value_iteration(tables, 0.0).policy.argmax(-1)
-        act = EpisodePolicy(lambda t, seen, best=best: (int(best[t][int(seen)]), 0.0))  # type: ignore[misc]
+        act = EpisodePolicy(lambda t, seen, _, best=best: (int(best[t][int(seen)]), 0.0))  # type: ignore[misc]
         rng = np.random.default_rng(0)
         played = [world.play(as_hash_key(rng.integers(2**32, size=2, dtype=np.uint32)), act) for _ in range(200)]
         returns = np.array([episode.reward.sum() for episode in played])

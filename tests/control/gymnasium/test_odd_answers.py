@@ -17,7 +17,7 @@ from bayesrl.control.learning.env_adapter import EpisodePolicy
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
-ACT = EpisodePolicy(lambda time, seen: (0, 0.0))
+ACT = EpisodePolicy(lambda time, seen, allowed: (0, 0.0))
 
 
 class Answers(gymnasium.Env[Any, Any]):

@@ -354,7 +354,7 @@ def test_rewards_that_are_no_numbers_are_named() -> None:
             return seen, np.nan, terminated, truncated
 
     with pytest.raises(ControlError, match="reward nan in step 0"):
-        Broken(SWIM).play(KEY, EpisodePolicy(lambda t, s: (0, np.nan)))
+        Broken(SWIM).play(KEY, EpisodePolicy(lambda t, s, allowed: (0, np.nan)))
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def lived(mdp: control.TabularMDP, *, episodes: int = 6, seed: int = 0) -> tuple
     rng = np.random.default_rng(seed)
     memory = ReplayMemory(world.shape, world.dtype, episodes * world.max_steps + 5)
     for k in range(episodes):
-        act = EpisodePolicy(lambda t, s: (int(rng.integers(mdp.num_actions)), np.nan))
+        act = EpisodePolicy(lambda t, s, allowed: (int(rng.integers(mdp.num_actions)), np.nan))
         memory.add(world.play(jax.random.fold_in(KEY, k), act), mdp.discount)
     return memory.experience(), world
 

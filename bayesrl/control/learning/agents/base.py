@@ -1,12 +1,16 @@
 """Agents of `learn`: their state in one environment explores, and inference updates it."""
 
 import abc
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from copy import copy
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
-from bayesrl.control.exploration.rules import Exploration
+from bayesrl.compilation.jit import trace_once
+from bayesrl.control.exploration.rules import Exploration, thompson
+from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.errors import ControlError
@@ -30,7 +34,19 @@ class UpdateInfo(NamedTuple):
 
 
 class AgentState(abc.ABC):
-    """The state of an agent in one environment; checkpoints keep it."""
+    """The state of an agent in one environment; checkpoints keep it.
+
+    Attributes:
+        env: the environment.
+        masks: the actions that each of finitely many states allows, if the environment has masks.
+    """
+
+    changing: ClassVar[tuple[str, ...]]
+    """The attributes that an update changes; of each, a shallow copy is enough to return to it."""
+
+    def __init__(self, env: EnvAdapter) -> None:
+        self.env, self.masks = env, ActionMaskTable.for_env(env)
+        self._programs: dict[Any, Callable[..., Any]] = {}
 
     @abc.abstractmethod
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
@@ -46,21 +62,30 @@ class AgentState(abc.ABC):
             always_judge: whether to judge the decision in the first state after every episode, not only now and then.
         """
 
-    @abc.abstractmethod
-    def savepoint(self) -> Any:
+    def savepoint(self) -> dict[str, Any]:
         """Remember the state, for `rollback`."""
+        return {name: copy(getattr(self, name)) for name in self.changing}
 
-    @abc.abstractmethod
-    def rollback(self, savepoint: Any) -> None:
+    def rollback(self, savepoint: dict[str, Any]) -> None:
         """Return to a savepoint after an episode that was interrupted."""
+        vars(self).update(savepoint)
 
-    @abc.abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a checkpoint must keep."""
+        return {} if self.masks is None else {"masks": self.masks.array()}
 
-    @abc.abstractmethod
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restore the state from the arrays of a checkpoint."""
+        if self.masks is not None:
+            self.masks.restore(arrays["masks"])
+
+    def _program(self, name: str, make: Callable[[], Callable[..., Any]], rule: Any = None) -> Callable[..., Any]:
+        """Look up a compiled function by its name and exploration rule; make it at its first use."""
+        # The library's rules compare by their numbers, users' functions by identity.
+        key = name, rule if isinstance(rule, Hashable) else id(rule)
+        if key not in self._programs:
+            self._programs[key] = trace_once(make(), name=name)
+        return self._programs[key]
 
 
 class Agent(abc.ABC):
@@ -79,9 +104,9 @@ class Agent(abc.ABC):
         """Describe the agent for the identity of a run, in JSON."""
 
     @property
-    @abc.abstractmethod
     def default_exploration(self) -> Exploration:
-        """The exploration rule if none is passed."""
+        """The exploration rule if none is passed: draws from the agent's own posterior."""
+        return thompson()
 
 
 def restore_leaves(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:

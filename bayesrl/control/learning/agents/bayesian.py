@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, UnusedOption, checked
-from bayesrl.control.exploration.rules import Exploration, thompson
 from bayesrl.control.learning.agents.base import Agent
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.env_adapter import EnvAdapter
@@ -72,11 +71,6 @@ class BayesianAgent(Agent):
     num_samples: Count = 32
     num_steps: Count = 100
     update_every: Count = 1
-
-    @property
-    def default_exploration(self) -> Exploration:
-        """Thompson sampling."""
-        return thompson()
 
     def describe(self) -> dict[str, Any]:
         """Describe the agent's identity; see `Agent.describe`."""

@@ -1,7 +1,6 @@
 """`BayesianAgentState`: the beliefs of a `BayesianAgent` in one environment, its exploration and its updates."""
 
-from collections.abc import Callable, Hashable
-from copy import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,11 +10,9 @@ import numpy as np
 from jax import Array
 
 from bayesrl.arguments import check_memory, user_code
-from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.random_keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.exploration.decisions import Decision
-from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.models.base import EnvironmentModel
@@ -38,23 +35,21 @@ class BayesianAgentState(AgentState):
 
     Attributes:
         model: the model of the unknown.
-        env: the environment.
         memory: all steps played.
-        masks: the actions that each of finitely many states allows, if the environment has masks.
         state: the state of inference, carried from one update to the next.
     """
 
+    changing = "state", "memory", "masks", "_episodes", "_experience"
+
     def __init__(self, key: PRNGKey, agent: Any, model: Any, env: EnvAdapter, num_episodes: int) -> None:
-        self.agent, self.model, self.env = agent, model, env
+        super().__init__(env)
+        self.agent, self.model = agent, model
         self.memory = ReplayMemory(env.shape, env.dtype, min(num_episodes * env.max_steps, 10**9))
-        self._programs: dict[Any, Callable[..., Any]] = {}
         self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
-        self.masks = ActionMaskTable.for_env(env)
         self._experience: Experience | None = env.example() if model.online else None
-        shape = jax.eval_shape(partial(self._sample, num_samples=1), dummy_key(), self.state, self.experience(), None)[
-            1
-        ]
+        draw = partial(self._sample, observations=env.blank, num_samples=1)
+        shape = jax.eval_shape(draw, dummy_key(), self.state, self.experience())[1]
         self._check_values(tuple(shape.shape[1:]))
         self._batch_size = int(np.clip(500_000 // max(shape.size, 1), *_SAMPLES_AT_ONCE))
 
@@ -90,7 +85,7 @@ class BayesianAgentState(AgentState):
         return self._with_masks(rows)
 
     def _with_masks(self, experience: Experience) -> Experience:
-        return experience if self.masks is None else experience._replace(allowed=self.masks.table.copy())
+        return experience if self.masks is None else experience._replace(allowed=self.masks.table)
 
     def _padded(self, episode: Episode) -> Experience:
         """Pad the rows of one episode to a power of two, so that few lengths are compiled."""
@@ -103,16 +98,8 @@ class BayesianAgentState(AgentState):
         self, key: PRNGKey, state: Any, experience: Experience, observations: Any, num_samples: int
     ) -> tuple[Any, Array]:
         """Draw θ and its action values, [samples, ...]."""
-        if not self.finite and observations is None:
-            observations = jnp.zeros((1, *self.env.shape), self.env.dtype)
         theta = self.model.sample(key, state, experience, num_samples)
         return theta, jax.vmap(lambda one: self.model.values(one, experience, observations))(theta)
-
-    def _program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
-        """Look up a compiled function by name and kind; make it at its first use."""
-        if (name, kind) not in self._programs:
-            self._programs[name, kind] = trace_once(make(), name=name)
-        return self._programs[name, kind]
 
     def sample(
         self, key: PRNGKey, num_samples: int, *, state: Any = None, observations: Any = None
@@ -131,10 +118,7 @@ class BayesianAgentState(AgentState):
         )
         draw = self._program("sample_posterior", lambda: partial(self._sample, num_samples=self._batch_size))
         state = self.state if state is None else state
-        if not self.finite:
-            blank = np.zeros((1, *self.env.shape), self.env.dtype)
-            observations = blank if observations is None else np.asarray(observations)
-        given = state, self.experience(), observations
+        given = state, self.experience(), self.env.blank if observations is None else observations
         parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_samples // self._batch_size))]
         theta, values = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
         return dict(theta), values
@@ -150,27 +134,23 @@ class BayesianAgentState(AgentState):
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         number = np.asarray(episode, np.int32)
-        # The library's rules compare by their numbers, users' functions by identity.
-        kind = exploration if isinstance(exploration, Hashable) else id(exploration)
         if self.finite and not self.env.masked:
-            plan = self._program("plan", lambda: self._planner(exploration), kind)
+            plan = self._program("plan", lambda: self._planner(exploration), exploration)
             table = np.asarray(plan(key, self.state, self.experience(), number))
             probs = np.eye(self.env.num_actions)[np.clip(table, 0, self.env.num_actions - 1)]
-            return EpisodePolicy(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
-        prepare = self._program("prepare", lambda: self._preparer(exploration), kind)
-        act = self._program("act", lambda: self._actor(exploration), kind)
+            last = len(table) - 1
+            return EpisodePolicy(lambda time, seen, _: (int(table[min(time, last), int(seen)]), np.nan), probs)
+        prepare = self._program("prepare", lambda: self._preparer(exploration), exploration)
+        act = self._program("act", lambda: self._actor(exploration), exploration)
         prepared = prepare(key, self.state, self.experience())
         step_key = fold_in(key, 1)
 
-        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None) -> tuple[int, float]:
             # A committed rule repeats the same draw at every step of the episode.
             own = key if _commits(exploration) else fold_in(step_key, time)
             return int(act(own, prepared, np.asarray(time, np.int32), np.asarray(seen), allowed, number)), np.nan
 
         return EpisodePolicy(choose)
-
-    def _num_samples(self, exploration: Any) -> int:
-        return 1 if _commits(exploration) else self.agent.num_samples
 
     def _has_cumulants(self, exploration: Any) -> bool:
         return bool(getattr(exploration, "soft", False)) and hasattr(self.model, "cumulants")
@@ -197,7 +177,7 @@ class BayesianAgentState(AgentState):
 
     def _preparer(self, exploration: Any) -> Callable[..., Any]:
         """Make the function that prepares an episode: it returns logits, action values and their mean, or θ."""
-        count = self._num_samples(exploration)
+        count = 1 if _commits(exploration) else self.agent.num_samples
 
         def prepare(key: PRNGKey, state: Any, experience: Experience) -> Any:
             if not self.finite:
@@ -235,7 +215,7 @@ class BayesianAgentState(AgentState):
         if self.masks is not None:
             self.masks.note(episode, same=self.model.plans)
         self.memory.add(episode, self._discount)
-        self._forget_experience()
+        self._experience = self._experience if self.model.online else None  # the memory has changed
         self._episodes += 1
         self.state = self._condition(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
@@ -257,10 +237,6 @@ class BayesianAgentState(AgentState):
             return state
         return self._program("condition", lambda: self.model.condition)(state, rows)
 
-    def _forget_experience(self) -> None:
-        """Drop the copy on the device after the memory changed."""
-        self._experience = self._experience if self.model.online else None
-
     def state_after(self, rows: int) -> Any:
         """Recompute the state of inference after this number of rows; only online models can."""
         if not self.model.online:
@@ -269,30 +245,19 @@ class BayesianAgentState(AgentState):
             )
         return self._condition(self.model.init(dummy_key(), self.env), first_rows(self.memory.rows(), rows))
 
-    def savepoint(self) -> tuple[Any, ...]:
-        """Remember the state; see `AgentState.savepoint`."""
-        return self.state, self._episodes, self.memory.num_rows, copy(self.masks)
-
-    def rollback(self, savepoint: tuple[Any, ...]) -> None:
-        """Return to a savepoint; see `AgentState.rollback`."""
-        self.state, self._episodes, rows, self.masks = savepoint
-        self.memory.truncate(rows)
-        self._forget_experience()
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a checkpoint must keep; see `AgentState.arrays`."""
         arrays = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
         arrays |= {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
         arrays["episodes"] = np.asarray(self._episodes)
-        return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
+        return arrays | super().arrays()
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restore the state from a checkpoint; see `AgentState.restore`."""
+        super().restore(arrays)
         self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
-        self._forget_experience()
+        self._experience = self._experience if self.model.online else None
         self._episodes = int(arrays["episodes"])
-        if self.masks is not None:
-            self.masks.restore(arrays["masks"])
         self.state = restore_leaves(self.state, arrays, "inference")
 
 

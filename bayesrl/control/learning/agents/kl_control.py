@@ -1,7 +1,6 @@
 """`KLControlAgent`: KL-regularised RL as an agent that learns one episode at a time."""
 
 import math
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,21 +14,21 @@ from jax import Array, lax
 from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, UnitInterval, checked
-from bayesrl.compilation.jit import closure_jit, trace_once
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import as_hash_key, fold_in
 from bayesrl.control.actor_critic import ActorCritic
-from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
+from bayesrl.control.exploration.rules import Thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions, Observations
-from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.agents.bayesian import BayesianAgent, ModelOrProgram
-from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy, draw_index
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.core.draws import Draws
 from bayesrl.errors import ControlError
+from bayesrl.exact.weighted_draws import numpy_generator
 from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import LANES, FitState, State, StepConfig, StepInfo, start, step_on_draws
 from bayesrl.typing import PRNGKey
@@ -80,11 +79,6 @@ class KLControlAgent(Agent):
     learning_rate: Positive | None = None
     discount: UnitInterval | None = None
 
-    @property
-    def default_exploration(self) -> Exploration:
-        """Draws from the policy itself."""
-        return thompson()
-
     def describe(self) -> dict[str, Any]:
         """Describe the agent's identity; see `Agent.describe`."""
         return {"type": "KLControlAgent", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
@@ -99,11 +93,13 @@ class KLControlAgentState(AgentState):
 
     Attributes:
         state: parameters and optimiser.
-        masks: the actions that each of finitely many states allows, if the environment has masks.
     """
 
+    changing = "state", "masks", "_batch", "_info"
+
     def __init__(self, key: PRNGKey, agent: KLControlAgent, env: EnvAdapter, num_episodes: int) -> None:
-        self.agent, self.env = agent, env
+        super().__init__(env)
+        self.agent = agent
         discount = env.discount if agent.discount is None else agent.discount
         prior, masked = Actions(env.num_actions).prior(), env.num_actions if env.masked else 0
         scale: Any = env.scale
@@ -111,7 +107,6 @@ class KLControlAgentState(AgentState):
             scale = np.append(np.broadcast_to(scale, env.shape).ravel(), np.ones(masked, np.float32))
         self._shape = (math.prod(env.shape) + masked,) if masked else env.shape
         seen = Observations(self._shape, jnp.dtype(env.dtype), env.num_observations, scale, masked=masked)
-        self.masks = ActionMaskTable.for_env(env)
         self._size = min(env.max_steps, 2000) + 1
         # A rollout needs γ above 0, and an environment may have γ = 0.
         rollout = RecordedRollout(ExternalEnvironment(seen, prior), self._size, max(discount, 1e-6), None)
@@ -119,33 +114,27 @@ class KLControlAgentState(AgentState):
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
         self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _no_source)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
-        self._programs = self._setup.programs
-        config = StepConfig(self._setup.objective, optax.adam(rate), self._programs)
+        programs = self._setup.programs
+        config = StepConfig(self._setup.objective, optax.adam(rate), programs)
         train = closure_jit(partial(start, config), name="initial")(self._setup.params)
-        self.state = State(train, self._setup.betas, eqx.filter(self._programs.args, eqx.is_array), config)
+        self.state = State(train, self._setup.betas, eqx.filter(programs.args, eqx.is_array), config)
         self._batch: list[Episode] = []
-        self._act: dict[str, Any] = {}
-        self._update = trace_once(self._steps, name="update")
         self._info = UpdateInfo()
-        self._probs = trace_once(self._probabilities, name="policy")
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         if self.env.num_observations is not None and isinstance(exploration, Thompson) and not self.env.masked:
             return self._table_policy(key)
-        name = repr(exploration)
-        if name not in self._act:
-            behaviour = getattr(exploration, "behave", exploration)
+        behaviour = getattr(exploration, "behave", exploration)
 
-            def act(key: PRNGKey, stacked: Any, seen: Array) -> tuple[Array, Array]:
-                params = jax.tree.map(lambda x: x[0], stacked)
-                chosen = choose_actions(self._programs, params, key, seen[None], behaviour)
-                return chosen.action[0], chosen.log_behaviour[0]
+        def act(key: PRNGKey, stacked: Any, seen: Array) -> tuple[Array, Array]:
+            params = jax.tree.map(lambda x: x[0], stacked)
+            chosen = choose_actions(self._setup.programs, params, key, seen[None], behaviour)
+            return chosen.action[0], chosen.log_behaviour[0]
 
-            self._act[name] = trace_once(act, name="act")
-        act_fn = self._act[name]
+        act_fn = self._program("act", lambda: act, exploration)
 
-        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None) -> tuple[int, float]:
             joined = self._join_masks(np.asarray(seen)[None], None if allowed is None else allowed[None])
             action, log_prob = act_fn(fold_in(key, time), self.state.train.params, np.asarray(joined[0]))
             return int(action), float(log_prob)
@@ -156,11 +145,10 @@ class KLControlAgentState(AgentState):
         """Draw from the policy itself, whose probabilities do not change within an episode."""
         probs = self.probs()
         cumulated = probs.cumsum(-1)
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+        rng = numpy_generator(key)
 
-        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
-            # Rounding may leave the last cumulative probability below 1.
-            action = min(int(np.searchsorted(cumulated[int(seen)], rng.random(), side="right")), probs.shape[-1] - 1)
+        def choose(time: int, seen: np.ndarray, allowed: None) -> tuple[int, float]:
+            action = draw_index(rng, cumulated[int(seen)])
             return action, float(np.log(probs[int(seen), action]))
 
         return EpisodePolicy(choose, probs[None])
@@ -172,7 +160,7 @@ class KLControlAgentState(AgentState):
         self._batch.append(episode)
         if len(self._batch) == self.agent.batch:
             sites, behaviour = self._batch_sites()
-            train, info = self._update(self.state, sites, behaviour)
+            train, info = self._program("update", lambda: self._steps)(self.state, sites, behaviour)
             self.state = replace(self.state, train=train)
             self._info = UpdateInfo(objective=float(info["objective"]), kl=float(info["kl"]))
             self._batch = []
@@ -212,7 +200,7 @@ class KLControlAgentState(AgentState):
 
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[FitState, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.train.params)
-        draws = self._programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
+        draws = self._setup.programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
 
         def one(lane: State) -> tuple[FitState, StepInfo]:
             new, info = step_on_draws(lane, draws)
@@ -230,21 +218,15 @@ class KLControlAgentState(AgentState):
         """Compute π(a | s), [states, actions]."""
         allowed = None if self.masks is None else self.masks.table
         states = self._join_masks(np.arange(self.env.num_observations or 0), allowed)
-        probs = np.asarray(self._probs(self.state.train.params, states), float)
+        policy = self._program("policy", lambda: self._probabilities)
+        probs = np.asarray(policy(self.state.train.params, states), float)
         return probs / probs.sum(-1, keepdims=True)
 
     def _probabilities(self, stacked: Any, states: Array) -> Array:
         params = jax.tree.map(lambda x: x[0], stacked)
-        guide = handlers.substitute(self._programs.guide, data=self._programs.constrain(params))
+        programs = self._setup.programs
+        guide = handlers.substitute(programs.guide, data=programs.constrain(params))
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
-
-    def savepoint(self) -> tuple[Any, ...]:
-        """Remember the state; see `AgentState.savepoint`."""
-        return self.state, list(self._batch), self._info, copy(self.masks)
-
-    def rollback(self, savepoint: tuple[Any, ...]) -> None:
-        """Return to a savepoint; see `AgentState.rollback`."""
-        self.state, self._batch, self._info, self.masks = savepoint
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a checkpoint must keep; see `AgentState.arrays`."""
@@ -253,14 +235,13 @@ class KLControlAgentState(AgentState):
         for i, episode in enumerate(self._batch):
             fields = episode._asdict().items()
             arrays |= {f"batch/{i}/{name}": np.asarray(value) for name, value in fields if value is not None}
-        return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
+        return arrays | super().arrays()
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restore the state from a checkpoint; see `AgentState.restore`."""
+        super().restore(arrays)
         self.state = replace(self.state, train=restore_leaves(self.state.train, arrays, "policy"))
         self._info = UpdateInfo(*arrays["update_info"].tolist())
-        if self.masks is not None:
-            self.masks.restore(arrays["masks"])
         self._batch = []
         while f"batch/{len(self._batch)}/reward" in arrays:
             fields: dict[str, Any] = {x: arrays.get(f"batch/{len(self._batch)}/{x}") for x in Episode._fields}

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
@@ -150,7 +149,7 @@ class ProgramModel(EnvironmentModel):
         if isinstance(self.program, EnvironmentModel):
             self.program.check(env)
         data = env.example()
-        self._seen = None if env.num_observations is not None else np.zeros((1, *env.shape), env.dtype)
+        self._seen = env.blank
         args = (data,) if self._seen is None else (data, self._seen)
         setup = set_up(
             dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
