@@ -91,8 +91,8 @@ class GymnasiumAdapter(EnvAdapter):
         spec = getattr(self._env, "spec", None)
         self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
-        given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
-        self.options = {key: _stable_repr(given[key]) for key in sorted(given)}
+        given = sorted(getattr(spec, "kwargs", {}).items())
+        self.options = {key: _stable_repr(value) for key, value in given if key != "render_mode"}
         around = [
             f"{type(one).__name__}({_stable_repr(getattr(one, '_saved_kwargs', {}))})"
             for one in active_wrappers(self._env)
@@ -184,21 +184,21 @@ class ProgramAdapter(EnvAdapter):
         self.name = type(environment).__name__
         self.num_observations, self.max_steps = environment.num_observations, max_steps
 
-        def observe(state: Any) -> Any:
+        def observe(state: Any, masked: bool = True) -> tuple[Any, Any]:
             seen = environment.observe(state)
-            return environment.features(seen) if environment.num_observations is None else seen
+            shown = environment.features(seen) if environment.num_observations is None else seen
+            return shown, environment.allowed(seen) if masked else None
 
         def look(key: PRNGKey) -> Any:
             with handlers.block(), handlers.seed(rng_seed=key):
                 state = environment.reset()
-                seen = environment.observe(state)
-                prior = environment.prior(seen)
+                prior = environment.prior(environment.observe(state))
             if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
                 raise ControlError(
-                    f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses "
-                    "among finitely many; use bayesrl.fit with a Rollout"
+                    f"{self.name} draws actions from {type(prior).__name__}, and `learn` chooses among finitely many; "
+                    "use bayesrl.fit with a Rollout"
                 )
-            return prior.enumerate_support(), observe(state), environment.allowed(seen)
+            return prior.enumerate_support(), *observe(state)
 
         # Traced but not run, so that nothing compiles.
         actions, seen, allowed = jax.eval_shape(look, dummy_key())
@@ -210,22 +210,19 @@ class ProgramAdapter(EnvAdapter):
                 f"{self.num_actions} actions; {'leave action_masks out' if allowed is None else 'let it tell of each'}"
             )
 
-        def mask_in(state: Any) -> Any:
-            return environment.allowed(environment.observe(state)) if masked else None
-
         if self.num_observations is None:
             self.shape, self.dtype = tuple(seen.shape), np.float32
 
         def begin(key: PRNGKey) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 state = environment.reset()
-            return state, observe(state), mask_in(state)
+            return state, *observe(state, masked)
 
         def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 outcome = environment.step(state, action)
             ends = outcome.terminated, outcome.truncated
-            return outcome.state, observe(outcome.state), mask_in(outcome.state), outcome.reward, *ends
+            return outcome.state, *observe(outcome.state, masked), outcome.reward, *ends
 
         self._begin, self._step = closure_jit(begin, name="reset"), closure_jit(step, name="play_step")
         self._key, self._state, self._time = dummy_key(), None, 0
@@ -233,17 +230,18 @@ class ProgramAdapter(EnvAdapter):
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the first state."""
         self._key, self._time = as_hash_key(key), 0
-        self._state, seen, allowed = self._begin(fold_in(key, 0))
-        self.allowed = None if allowed is None else np.asarray(allowed)
-        return np.asarray(seen)
+        return self._enter(*self._begin(fold_in(key, 0)))
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
         self._time += 1
         key = fold_in(self._key, self._time)
-        self._state, seen, allowed, reward, *ends = self._step(key, self._state, np.asarray(action, np.int32))
-        self.allowed = None if allowed is None else np.asarray(allowed)
-        return np.asarray(seen), float(reward), bool(ends[0]), bool(ends[1])
+        *after, reward, terminated, truncated = self._step(key, self._state, np.asarray(action, np.int32))
+        return self._enter(*after), float(reward), bool(terminated), bool(truncated)
+
+    def _enter(self, state: Any, seen: Any, allowed: Any) -> np.ndarray:
+        self._state, self.allowed = state, None if allowed is None else np.asarray(allowed)
+        return np.asarray(seen)
 
 
 @checked(ControlError)
@@ -264,20 +262,23 @@ class BanditEnv(EnvAdapter):
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         # A key holds two words, so a 64-bit seed fits without loss.
         key = as_hash_key(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
+
+        def draw(key: PRNGKey) -> Any:
+            return bandit.sample_instances(key, 1)
+
+        def observe(key: PRNGKey) -> Any:
+            return bandit.sample_context(key, 1)
+
+        def pay(key: PRNGKey, instance: Any, seen: Any, arm: Any) -> Any:
+            return bandit.sample_reward(key, bandit.expected_rewards(instance, seen)[:, arm])[0]
+
         self._values = closure_jit(bandit.expected_rewards, name="values")
-        self._observe = closure_jit(lambda key: bandit.sample_context(key, 1), name="observe")
-        self._pay = closure_jit(
-            lambda key, instance, seen, arm: bandit.sample_reward(key, bandit.expected_rewards(instance, seen)[:, arm])[
-                0
-            ],
-            name="pay",
-        )
-        drawn = jax.eval_shape(lambda key: bandit.sample_instances(key, 1), key)
-        draw = closure_jit(lambda key: bandit.sample_instances(key, 1), name="draw_instance")
-        self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
+        self._observe, self._pay = closure_jit(observe, name="observe"), closure_jit(pay, name="pay")
+        drawn, first = jax.eval_shape(draw, key), jax.eval_shape(observe, key)
+        given = closure_jit(draw, name="draw_instance")(key) if values is None else np.asarray(values, np.float32)[None]
+        self.values = np.asarray(given)
         if self.values.shape != drawn.shape:
             raise ControlError(f"the instance has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
-        first = jax.eval_shape(lambda key: bandit.sample_context(key, 1), key)
         self._key, self._seen = key, np.zeros(first.shape, first.dtype)
         if self._seen.size == 0:
             self.num_observations = 1
@@ -305,21 +306,16 @@ class BanditEnv(EnvAdapter):
         return np.asarray(0) if self._seen.size == 0 else self._seen[0], reward, True, False
 
 
-def _can_be_played(environment: Any) -> bool:
-    kinds = EnvAdapter | TabularMDP | Bandit | Environment
-    return (
-        isinstance(environment, kinds)
-        or is_valid_text(environment)
-        or is_function(environment)
-        or hasattr(environment, "action_space")
-    )
-
-
 type Playable = Annotated[
     Any,
     Requirement(
         "a TabularMDP, a bandit, an Environment, or a Gymnasium environment, its id or a function that makes one",
-        _can_be_played,
+        lambda one: (
+            isinstance(one, EnvAdapter | TabularMDP | Bandit | Environment)
+            or is_valid_text(one)
+            or is_function(one)
+            or hasattr(one, "action_space")
+        ),
         any_type=True,
     ),
 ]

@@ -93,15 +93,15 @@ def values_figure(
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
     for axis, state in zip(axes, shown, strict=False):
-        values = _at(tables, result, state)
-        for action in range(values.shape[1]):
-            low, first, middle, third, high = np.quantile(values[:, action], [0.025, 0.25, 0.5, 0.75, 0.975])
-            axis.plot([action] * 2, [low, high], color=FITTED, linewidth=1)
-            axis.plot([action] * 2, [first, third], color=FITTED, linewidth=5, alpha=0.5, solid_capstyle="butt")
-            axis.plot(action, middle, "o", color=FITTED, markersize=4)
-            if truth is not None and state in truth:
-                axis.plot(action, truth[state][action], "x", color=OPTIMAL, markersize=6, markeredgewidth=1.6)
-        axis.set_xticks(range(values.shape[1]), [result.action_name(a) for a in range(values.shape[1])], fontsize=7)
+        values = result.bayesian_state().at(tables, first_visit(result, state), state)
+        actions = range(values.shape[1])
+        low, first, middle, third, high = np.quantile(values, [0.025, 0.25, 0.5, 0.75, 0.975], axis=0)
+        axis.vlines(actions, low, high, color=FITTED, linewidth=1)
+        axis.vlines(actions, first, third, color=FITTED, linewidth=5, alpha=0.5)
+        axis.plot(actions, middle, "o", color=FITTED, markersize=4)
+        if truth is not None and state in truth:
+            axis.plot(actions, truth[state], "x", color=OPTIMAL, markersize=6, markeredgewidth=1.6)
+        axis.set_xticks(actions, [result.action_name(a) for a in actions], fontsize=7)
         axis.set_xlim(-0.5, values.shape[1] - 0.5)
         axis.set_title(f"state {state}" if result.env.max_steps > 1 else "", fontsize=9)
         axis.tick_params(labelsize=7)
@@ -131,7 +131,7 @@ def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequ
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
         cells = [(cell, x, y) for cell, x, y in grid_cells(mdp) if seen[cell]]
         for cell, _, _ in cells:
-            values = _at(tables, result, cell)
+            values = result.bayesian_state().at(tables, first_visit(result, cell), cell)
             sure[cell] = np.bincount(values.argmax(1), minlength=mdp.num_actions) / len(values)
         best = np.where(seen, sure.max(1), np.nan)
         draw_cells(axis, mdp, best, "Blues", (1 / mdp.num_actions, 1.5))
@@ -155,11 +155,6 @@ def first_visit(result: LearnResult, state: int) -> int:
     rows = result.bayesian_state().memory.arrays()
     times = rows["time"][rows["observation"] == state]
     return int(times.min()) if len(times) else 0
-
-
-def _at(tables: np.ndarray, result: LearnResult, state: int) -> np.ndarray:
-    """Pick the values of one state at the earliest step of a visit, [draws, actions]."""
-    return tables[:, first_visit(result, state), state] if tables.ndim == 4 else tables[:, state]
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:

@@ -108,9 +108,8 @@ def learn(
         try:
             with activity("entering the environment"):
                 agent_state = agent.enter(fold_in(key, 0), env, num_episodes)
-                criteria = {"tolerance": tolerance, "confidence": confidence}
-                problem = _problem(key, env, agent, rule, num_episodes, criteria, run_folder.option_names(directory))
-            loop = _Loop(as_hash_key(key), env, agent_state, rule, callback, num_episodes, tolerance, confidence)
+                loop = _Loop(as_hash_key(key), env, agent_state, rule, callback, num_episodes, tolerance, confidence)
+                problem = _problem(key, agent, loop, run_folder.option_names(directory))
             folder = None if directory is None else run_folder.open_folder(directory, problem)
             interrupted = loop.run(folder, problem, show=progress)
         finally:
@@ -140,8 +139,7 @@ class _Loop:
             self._restore(folder)
             if len(self.rows) < self.num_episodes:
                 run_folder.save_problem(folder, problem)
-        saved, halfway = time.monotonic(), False
-        interrupted = False
+        saved, halfway, interrupted = time.monotonic(), False, False
         with Progress(self.num_episodes, len(self.rows), show=show, unit="episode") as line:
             try:
                 while len(self.rows) < self.num_episodes and not self._converged():
@@ -188,7 +186,8 @@ class _Loop:
             del self.rows[number:]
             raise
         self._steps += len(episode.reward)
-        if _has_snapshot(number + 1) or number + 1 == self.num_episodes:
+        # Snapshots follow episodes 1, 2, 5, 10, 20, 50 and so on, and the last one.
+        if str(number + 1).rstrip("0") in ("1", "2", "5") or number + 1 == self.num_episodes:
             self.snapshots.append(Snapshot(number + 1, self._steps))
         return bool(self.callback is not None and self.callback(row))
 
@@ -236,12 +235,6 @@ class _Loop:
             ) from error
 
 
-def _has_snapshot(number: int) -> bool:
-    """Check whether a snapshot follows this episode: 1, 2, 5, 10, 20, 50 and so on."""
-    first = int(str(number)[0])
-    return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
-
-
 def _numbers(described: Any, names: Mapping[str, str]) -> Any:
     """Collect the numbers in an agent, its model and their parts, for the identity of the run.
 
@@ -255,18 +248,10 @@ def _numbers(described: Any, names: Mapping[str, str]) -> Any:
     return np.asarray(described) if isinstance(described, int | float | np.ndarray | jax.Array) else ()
 
 
-def _problem(
-    key: PRNGKey,
-    env: EnvAdapter,
-    agent: Agent,
-    rule: Any,
-    num_episodes: int,
-    criteria: Mapping[str, float | None],
-    names: Mapping[str, str],
-) -> dict[str, Any]:
-    mdp = getattr(env, "mdp", None)
+def _problem(key: PRNGKey, agent: Agent, loop: _Loop, names: Mapping[str, str]) -> dict[str, Any]:
+    env, rule = loop.env, loop.rule
     tables: Any = getattr(env, "values", ())
-    if mdp is not None:
+    if (mdp := getattr(env, "mdp", None)) is not None:
         tables = (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.discount, mdp.horizon)
     identity = {
         "kind": "learn",
@@ -283,7 +268,7 @@ def _problem(
         identity["action_masks"] = True
     if env.options:
         identity["options"] = dict(env.options)
-    settings: dict[str, Any] = {"num_episodes": num_episodes}
-    settings |= {name: value for name, value in criteria.items() if value is not None}
+    criteria = {"num_episodes": loop.num_episodes, "tolerance": loop.tolerance, "confidence": loop.confidence}
+    settings: dict[str, Any] = {name: value for name, value in criteria.items() if value is not None}
     settings |= {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax")}
     return {"format": run_folder.FORMAT, "identity": identity, "settings": settings}

@@ -92,6 +92,7 @@ class ReplayMemory:
         kinds = np.int32, np.float32, bool, np.float32, np.int32, bool
         action, reward, terminated, returns, time, mask = (np.zeros(rows, kind) for kind in kinds)
         self.num_rows = 0
+        self._on_device: Experience | None = None
         self._data = Experience(
             observation, action, reward, observation.copy(), terminated, returns, time, mask, allowed=None
         )
@@ -108,11 +109,13 @@ class ReplayMemory:
         while stop > len(self._data.mask):
             self._data = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), self._data)
         jax.tree.map(lambda x, new: x.__setitem__(slice(self.num_rows, stop), new), self._data, rows)
-        self.num_rows = stop
+        self.num_rows, self._on_device = stop, None
 
     def experience(self) -> Experience:
         """Return all rows, on the device."""
-        return jax.device_put(self.rows())
+        if self._on_device is None:
+            self._on_device = jax.device_put(self.rows())
+        return self._on_device
 
     def rows(self) -> Experience:
         """Return a copy of all rows as NumPy arrays, which later steps do not change."""

@@ -55,38 +55,39 @@ def learning_parts(
     """
     if checks is None:
         checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}
-    parts = [
-        Part("Verdict", "", [Cell(name, _verdict(runs[name], checks[name], about)) for name in runs]),
+
+    def cells(make: Callable[[str, Sequence[LearnResult]], list[Any]]) -> list[Cell]:
+        return [Cell(name if len(runs) > 1 else "", make(name, several)) for name, several in runs.items()]
+
+    return [
+        Part("Verdict", "", cells(lambda name, several: _verdict(several, checks[name], about))),
         Part(
             "Checks",
             "Of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
-            [Cell(name, [checks_table(checks[name])]) for name in runs],
+            cells(lambda name, several: [checks_table(checks[name])]),
         ),
         Part(
             "Numbers",
             "Returns, regret and optimum are in reward units. Regret is the optimum less what was earned: its growth "
             "is what exploration costs.",
-            [Cell(name, [listing(summary(several))]) for name, several in runs.items()],
+            cells(lambda name, several: [listing(summary(several))]),
         ),
         Part("Learning", "", [Cell("", _curves(runs))]),
-    ]
-    parts += section_parts(sections)
-    parts.append(
+        *section_parts(sections),
         Part(
             "How it was made",
             "The same command with the same versions gives the same run.",
-            [Cell(name, [listing([*_made(several[0]), *made])]) for name, several in runs.items()],
-        )
-    )
-    return parts
+            cells(lambda name, several: [listing([*_made(several[0]), *made])]),
+        ),
+    ]
 
 
 def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str) -> list[Any]:
     outcomes = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
     card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in outcomes), "unknown")
     headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
-    blocks: list[Any] = [tag("p", about)] if about else []
     pairs = [row for row in summary(several) if row[0] not in ("runs", "steps")][:5]
+    blocks = [tag("p", about)] if about else []
     blocks.append(verdict_card(card, headline, sentence(several, checks), pairs))
     if any(run.interrupted for run in several):
         blocks.append(tag("p", "A run was interrupted; what follows is what it had learned.", class_="missing"))

@@ -158,43 +158,37 @@ class LearnResult(Displayable):
         agent_state = self.bayesian_state()
         if time >= self.env.max_steps:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.env.max_steps - 1}")
-        seen = self._seen(observation)
-        among = self._among(seen, allowed)
+        seen, among = self._choice(observation, allowed)
         values = agent_state.sample_values(as_hash_key(key), seen, num_samples, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
         return Decision.from_samples(values, among)
 
-    def _seen(self, observation: Any) -> np.ndarray:
-        seen, count = np.asarray(observation), self.env.num_observations
+    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
+        """Choose an action by the exploration rule after learning, among those `allowed`; see `decide`."""
+        rule = self.agent_state.explore(as_hash_key(key), self.exploration, self.num_episodes)
+        return rule.choose(time, *self._choice(observation, allowed))[0]
+
+    def _choice(self, observation: Any, allowed: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Check an observation and the actions to choose among there, which are None without masks."""
+        seen, count, number = np.asarray(observation), self.env.num_observations, self.env.num_actions
         whole = np.issubdtype(seen.dtype, np.integer)
         if seen.shape != self.env.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
             wanted = f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.env.shape}"
             raise ControlError(f"observation={observation!r} is not one of the environment's; use {wanted}")
-        return seen
-
-    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
-        """Choose an action by the exploration rule after learning, among those `allowed`; see `decide`."""
-        rule = self.agent_state.explore(as_hash_key(key), self.exploration, self.num_episodes)
-        seen = self._seen(observation)
-        return rule.choose(time, seen, self._among(seen, allowed))[0]
-
-    def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
-        """Find the actions to choose among at an observation; None if the environment has no masks."""
-        number = self.env.num_actions
         if not self.env.masked:
             if allowed is not None:
                 raise ControlError(
                     "the environment has no action masks, so all actions are allowed; leave allowed= out"
                 )
-            return None
+            return seen, None
         if allowed is None:
-            known = getattr(self.agent_state, "masks", None)
-            return np.ones(number, bool) if known is None else np.asarray(known.table[int(seen)])
+            known = self.agent_state.masks
+            return seen, np.ones(number, bool) if known is None else known.table[int(seen)]
         flags = np.asarray(allowed, bool)
         if flags.shape != (number,) or not flags.any():
             raise ControlError(f"allowed={allowed!r}; tell of each of {number} actions whether it is, and allow one")
-        return flags
+        return seen, flags
 
     def to_datatree(self) -> "xr.DataTree":
         """Convert posterior, experience and history to an ArviZ DataTree; see `bayesrl.to_datatree`.

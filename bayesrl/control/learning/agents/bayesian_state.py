@@ -39,7 +39,7 @@ class BayesianAgentState(AgentState):
         state: the state of inference, carried from one update to the next.
     """
 
-    changing = "state", "memory", "masks", "_episodes", "_experience"
+    changing = "state", "memory", "masks", "_episodes"
 
     def __init__(self, key: PRNGKey, agent: Any, model: Any, env: EnvAdapter, num_episodes: int) -> None:
         super().__init__(env)
@@ -47,10 +47,10 @@ class BayesianAgentState(AgentState):
         self.memory = ReplayMemory(env.shape, env.dtype, min(num_episodes * env.max_steps, 10**9))
         self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
-        self._experience: Experience | None = env.example() if model.online else None
+        self._blank, self._discount = env.example(), float(getattr(model, "discount", env.discount))
         draw = partial(self._sample, observations=env.blank, num_samples=1)
         shape = jax.eval_shape(draw, dummy_key(), self.state, self.experience())[1]
-        self._check_values(tuple(shape.shape[1:]))
+        self._timed = self._check_values(shape.shape[1:])
         self._batch_size = int(np.clip(500_000 // max(shape.size, 1), *_SAMPLES_AT_ONCE))
 
     @property
@@ -58,7 +58,8 @@ class BayesianAgentState(AgentState):
         """Whether there are finitely many observations."""
         return self.env.num_observations is not None
 
-    def _check_values(self, found: tuple[int, ...]) -> None:
+    def _check_values(self, found: tuple[int, ...]) -> bool:
+        """Refuse action values of a shape that does not fit the environment; return whether they depend on the time."""
         env = self.env
         wanted = (env.num_observations, env.num_actions) if self.finite else (1, env.num_actions)
         timed = len(found) == 3 and self.finite
@@ -72,12 +73,11 @@ class BayesianAgentState(AgentState):
                 f"'action_values' of the model is for {found[0]} steps, and an episode may have {env.max_steps}; "
                 "make the horizon of the model that long"
             )
+        return timed
 
     def experience(self) -> Experience:
         """Return all experience; for online models, which have conditioned on it, a row without a step."""
-        if self._experience is None:
-            self._experience = self.memory.experience()
-        return self._with_masks(self._experience)
+        return self._with_masks(self._blank if self.model.online else self.memory.experience())
 
     def rows(self, first: int, last: int) -> Experience:
         """Return some rows of experience, as NumPy arrays."""
@@ -128,8 +128,11 @@ class BayesianAgentState(AgentState):
         if not self.finite:
             seen = np.asarray(observation, self.env.dtype)[None]
             return self.sample(key, num_samples, observations=seen)[1][:, 0]
-        values = self.sample(key, num_samples)[1]
-        return values[:, time, observation] if values.ndim == 4 else values[:, observation]
+        return self.at(self.sample(key, num_samples)[1], time, observation)
+
+    def at(self, tables: Any, time: Any, state: Any) -> Any:
+        """Pick the values of one state at one time, [..., actions], from tables [..., states, actions]."""
+        return tables[..., time, state, :] if self._timed else tables[..., state, :]
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
@@ -194,16 +197,13 @@ class BayesianAgentState(AgentState):
         """Make the function that chooses one action, among the allowed ones if the environment has masks."""
 
         def act(key: PRNGKey, prepared: Any, time: Array, seen: Array, allowed: Any, episode: Array) -> Array:
-            def at_state(table: Array) -> Array:
-                return table[time, seen] if table.ndim == 3 else table[seen]
-
             if not self.finite:
-                blank = self.env.example()
-                values = jax.vmap(lambda one: self.model.values(one, blank, seen[None]))(prepared)[:, 0]
+                values = jax.vmap(lambda one: self.model.values(one, self._blank, seen[None]))(prepared)[:, 0]
                 return _choose(exploration, key, SampleBelief(values, None, allowed), episode)
+            here = jax.tree.map(lambda table: self.at(table, time, seen), prepared)
             if self._has_cumulants(exploration):
-                return jax.random.categorical(key, jnp.where(allowed, at_state(prepared), -jnp.inf))
-            values, mean = jax.vmap(at_state)(prepared[0]), None if prepared[1] is None else at_state(prepared[1])
+                return jax.random.categorical(key, jnp.where(allowed, here, -jnp.inf))
+            values, mean = here
             return _choose(exploration, key, SampleBelief(values, mean, allowed), episode)
 
         return act
@@ -215,7 +215,6 @@ class BayesianAgentState(AgentState):
         if self.masks is not None:
             self.masks.note(episode, same=self.model.plans)
         self.memory.add(episode, self._discount)
-        self._experience = self._experience if self.model.online else None  # the memory has changed
         self._episodes += 1
         self.state = self._condition(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
@@ -227,10 +226,6 @@ class BayesianAgentState(AgentState):
         decision = Decision.from_samples(values, None if episode.allowed is None else episode.allowed[0])
         best = int(np.nanargmin(decision.regret))  # actions that are not allowed have loss nan
         return UpdateInfo(float(decision.p_optimal[best]), float(decision.regret[best]))
-
-    @property
-    def _discount(self) -> float:
-        return float(getattr(self.model, "discount", self.env.discount))
 
     def _condition(self, state: Any, rows: Experience) -> Any:
         if type(self.model).condition is EnvironmentModel.condition:  # a no-op is not worth compiling
@@ -256,7 +251,6 @@ class BayesianAgentState(AgentState):
         """Restore the state from a checkpoint; see `AgentState.restore`."""
         super().restore(arrays)
         self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
-        self._experience = self._experience if self.model.online else None
         self._episodes = int(arrays["episodes"])
         self.state = restore_leaves(self.state, arrays, "inference")
 

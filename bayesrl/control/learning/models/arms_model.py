@@ -74,10 +74,10 @@ class ArmsModel(EnvironmentModel):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
         """Return the prior; see `EnvironmentModel.init`."""
-        return closure_jit(self.empty, name="start")()
+        return closure_jit(lambda: self.bandit.init(1), name="start")()
 
     def empty(self, experience: Experience | None = None) -> Any:
-        """Return the prior."""
+        """Return the prior; see `EnvironmentModel.empty`."""
         return self.bandit.init(1)
 
     def condition(self, state: Any, rows: Experience) -> Any:

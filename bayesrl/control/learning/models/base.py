@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpyro
+import optax
 from jax import Array
 from numpyro import handlers
 
@@ -65,7 +66,11 @@ class EnvironmentModel(abc.ABC):
         return
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
-        """Make the state of inference, a pytree of arrays carried from update to update; empty by default."""
+        """Make the state of inference, a pytree of arrays carried from update to update."""
+        return self.empty(env.example())
+
+    def empty(self, experience: Experience) -> Any:
+        """Return the state of inference before any experience of this kind; by default, nothing."""
         return ()
 
     def condition(self, state: Any, rows: Experience) -> Any:
@@ -95,12 +100,12 @@ class EnvironmentModel(abc.ABC):
 
 def read_action_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
     """Run a program at a given θ, and read its `action_values`."""
-    args = (experience,) if seen is None else (experience, seen)
     with handlers.block(), handlers.trace() as trace:
-        handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())(*args)
+        handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())(*_arguments(experience, seen))
     if ACTION_VALUES not in trace:
+        name = getattr(program, "__qualname__", type(program).__name__)
         raise ControlError(
-            f"the model {_name(program)} exposes no {ACTION_VALUES!r}, and exploration reads nothing else; add "
+            f"the model {name} exposes no {ACTION_VALUES!r}, and exploration reads nothing else; add "
             f"numpyro.deterministic({ACTION_VALUES!r}, values) to it"
         )
     values: Array = trace[ACTION_VALUES]["value"]
@@ -139,10 +144,7 @@ class ProgramModel(EnvironmentModel):
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
         """Run the program."""
-        if seen is None:
-            self.program(experience)
-        else:
-            self.program(experience, seen)
+        self.program(*_arguments(experience, seen))
 
     def check(self, env: EnvAdapter) -> None:
         """Get inference ready for the data of an environment; see `EnvironmentModel.check`."""
@@ -150,15 +152,14 @@ class ProgramModel(EnvironmentModel):
             self.program.check(env)
         data = env.example()
         self._seen = env.blank
-        args = (data,) if self._seen is None else (data, self._seen)
-        setup = set_up(
-            dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
-        )
+        args, objective = _arguments(data, self._seen), ReverseKL(num_particles=self.num_particles)
+        setup = set_up(dummy_key(), self.program, args, None, self.guide, objective, 1)
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
             # Read the values now, so that a program without them fails before the first episode.
             jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
-        self._config = StepConfig(setup.objective, _adam(setup, self.learning_rate), setup.programs)
+        rate = setup.learning_rate if self.learning_rate is None else self.learning_rate
+        self._config = StepConfig(setup.objective, optax.adam(rate), setup.programs)
 
     def check_experience(self, experience: Experience) -> None:
         """Refuse experience that the program refuses; see `EnvironmentModel.check_experience`."""
@@ -172,20 +173,14 @@ class ProgramModel(EnvironmentModel):
 
     def refit(self, key: PRNGKey, state: FitState, experience: Experience) -> FitState:
         """Take steps on the experience so far."""
-        lanes = State(state, self._ready().betas, self._args(experience), self._config)
+        lanes = State(state, self._ready().betas, _arguments(experience, self._seen), self._config)
         return run_chunk(key[None], lanes, jnp.asarray(self.num_steps))[0]
 
     def sample(self, key: PRNGKey, state: FitState, experience: Experience, num_samples: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
-        return dict(self._config.bind(self._args(experience)).draw(key, params, num_samples, share=False).sites)
-
-    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Return the action values of one θ; see `EnvironmentModel.values`."""
-        return read_action_values(self.program, sites, experience, seen)
-
-    def _args(self, experience: Experience) -> tuple[Any, ...]:
-        return (experience,) if self._seen is None else (experience, self._seen)
+        programs = self._config.bind(_arguments(experience, self._seen))
+        return dict(programs.draw(key, params, num_samples, share=False).sites)
 
     def _ready(self) -> Setup:
         if self._setup is None:
@@ -193,10 +188,8 @@ class ProgramModel(EnvironmentModel):
         return self._setup
 
 
-def _adam(setup: Setup, rate: float | None) -> Any:
-    import optax
-
-    return optax.adam(setup.learning_rate if rate is None else rate)
+def _arguments(experience: Experience, seen: Any) -> tuple[Any, ...]:
+    return (experience,) if seen is None else (experience, seen)
 
 
 def observe_masked(name: str, fn: Any, value: Numbers, mask: Numbers) -> None:
@@ -231,7 +224,3 @@ def conjugate_inference(model: Conjugate) -> Callable[..., Any]:
         return draw
 
     return prepare
-
-
-def _name(program: Any) -> str:
-    return getattr(program, "__qualname__", type(program).__name__)

@@ -203,12 +203,8 @@ class TabularModel(EnvironmentModel):
             )
 
     def empty(self, experience: Experience | None = None) -> Counts:
-        """Return the counts before any experience."""
+        """Return zeros; see `EnvironmentModel.empty`."""
         return Counts(np.zeros(self.successors.shape, np.float32), np.zeros(self.successors.shape[:2], np.float32))
-
-    def init(self, key: PRNGKey, env: EnvAdapter) -> Counts:
-        """Return the counts before any experience; see `EnvironmentModel.init`."""
-        return self.empty()
 
     def condition(self, state: Counts, rows: Experience) -> Counts:
         """Count; see `EnvironmentModel.condition`."""
@@ -357,18 +353,20 @@ class TabularModel(EnvironmentModel):
 
     def _outcome(self, experience: Experience) -> Array:
         """Find the index of the outcome of each row."""
-        reached = jnp.where(experience.terminated, self.num_states, experience.next_observation)
-        known = jnp.asarray(self.successors)[experience.observation, experience.action]
-        return (known == reached[:, None]).argmax(-1)
+        return self._matches(experience, jnp).argmax(-1)
+
+    def _matches(self, experience: Experience, xp: Any) -> Any:
+        """Compare each row's outcome with the possible ones, [rows, K], by `jax.numpy` or NumPy."""
+        reached = xp.where(experience.terminated, self.num_states, experience.next_observation)
+        return xp.asarray(self.successors)[experience.observation, experience.action] == reached[:, None]
 
     def check_experience(self, experience: Experience) -> None:
         """Refuse outcomes that are not among the successors; see `EnvironmentModel.check_experience`."""
-        reached = np.where(experience.terminated, self.num_states, experience.next_observation)
-        known = self.successors[np.asarray(experience.observation), np.asarray(experience.action)]
-        strange = np.asarray(experience.mask) & ~(known == reached[:, None]).any(-1)
+        strange = experience.mask & ~self._matches(experience, np).any(-1)
         if strange.any():
-            row = int(np.flatnonzero(strange)[0])
-            to = "the end of the episode" if reached[row] == self.num_states else f"state {reached[row]}"
+            row = int(strange.argmax())
+            state = f"state {int(experience.next_observation[row])}"
+            to = "the end of the episode" if experience.terminated[row] else state
             raise ControlError(
                 f"state {int(experience.observation[row])}, action {int(experience.action[row])} led to {to}, which is "
                 "not among the successors of the model; add it, or leave successors out"

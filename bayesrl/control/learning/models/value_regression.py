@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -20,10 +21,10 @@ from bayesrl.compilation.random_keys import as_hash_key, dummy_key, fold_in, spl
 from bayesrl.control.exploration.beliefs import sample_by_precision
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
-from bayesrl.control.learning.replay_memory import Experience, blank_experience
+from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.policies import network_bytes
 from bayesrl.errors import ControlError
-from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
+from bayesrl.typing import Numbers, PRNGKey
 
 _BATCH = 512
 _MOST_MOMENTS = 2**27
@@ -125,7 +126,7 @@ class LinearValues(ValueModel):
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment, and too many features for a square matrix; see `EnvironmentModel.check`."""
         super().check(env)
-        size = self.num_features(blank_experience(env.shape, env.dtype))
+        size = self.num_features(env.example())
         if self.num_actions * size**2 > _MOST_MOMENTS:
             raise ControlError(
                 f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, "
@@ -138,15 +139,11 @@ class LinearValues(ValueModel):
         return numpyro.sample("weights", prior.to_event(2)), lambda theta, seen: self.featurize(seen) @ theta.T
 
     def empty(self, experience: Experience) -> Moments:
-        """Return the moments before any experience of this kind."""
+        """Return zeros; see `EnvironmentModel.empty`."""
         size = self.num_features(experience)
         return Moments(
             np.zeros((self.num_actions, size, size), np.float32), np.zeros((self.num_actions, size), np.float32)
         )
-
-    def init(self, key: PRNGKey, env: EnvAdapter) -> Moments:
-        """Return the moments before any experience; see `EnvironmentModel.init`."""
-        return self.empty(blank_experience(env.shape, env.dtype))
 
     def condition(self, state: Moments, rows: Experience) -> Moments:
         """Add up moments; see `EnvironmentModel.condition`."""
@@ -230,6 +227,12 @@ class NetworkValues(ValueModel):
         priors = self.priors(experience).items()
         return {name: prior.sample(fold_in(key, i)) for i, (name, prior) in enumerate(priors)}
 
+    def start(self, key: PRNGKey, experience: Experience, *, anchored: bool) -> TrainState:
+        """Draw a network to train, which is pulled back to itself or to zero."""
+        weights = self.sample_prior(key, experience)
+        anchors = weights if anchored else jax.tree.map(jnp.zeros_like, weights)
+        return TrainState(weights, optax.adam(self.learning_rate).init(weights), anchors)
+
     def sample_network(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
         """Draw `layer0`, `layer1`, …; see `ValueModel.sample_network`."""
         priors = self.priors(experience).items()
@@ -277,15 +280,8 @@ class LastLayerValues(NetworkValues):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
         """Draw the first network; see `EnvironmentModel.init`."""
-        blank = blank_experience(env.shape, env.dtype)
-
-        def first(key: PRNGKey) -> TrainState:
-            weights = self.sample_prior(key, blank)
-            return TrainState(
-                weights, optax.adam(self.learning_rate).init(weights), jax.tree.map(jnp.zeros_like, weights)
-            )
-
-        state: TrainState = closure_jit(first, name="initial")(key)
+        start = partial(self.start, experience=env.example(), anchored=False)
+        state: TrainState = closure_jit(start, name="initial")(key)
         return state
 
     def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
@@ -341,13 +337,8 @@ class EnsembleValues(NetworkValues):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
         """Draw the prior networks; see `EnvironmentModel.init`."""
-        blank = blank_experience(env.shape, env.dtype)
-
-        def first(keys: PRNGKeys) -> TrainState:
-            anchors = jax.vmap(lambda key: self.sample_prior(key, blank))(keys)
-            return TrainState(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
-
-        state: TrainState = closure_jit(first, name="initial")(split(key, self.num_members))
+        start = partial(self.start, experience=env.example(), anchored=True)
+        state: TrainState = closure_jit(jax.vmap(start), name="initial")(split(key, self.num_members))
         return state
 
     def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
