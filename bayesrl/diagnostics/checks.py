@@ -50,7 +50,7 @@ class Check(NamedTuple):
     threshold: float
     outcome: Outcome
     explanation: str
-    reference: str
+    reference: str = ""
     least: bool = False
 
     @property

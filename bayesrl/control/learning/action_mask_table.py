@@ -8,12 +8,7 @@ from bayesrl.errors import ControlError
 
 
 class ActionMaskTable:
-    """The actions that each of finitely many states allows: all, until a mask is seen there.
-
-    Args:
-        num_states: number of states.
-        num_actions: number of actions.
-    """
+    """The actions that each of finitely many states allows: all, until a mask is seen there."""
 
     def __init__(self, num_states: int, num_actions: int) -> None:
         # The union of the masks seen in each state; each mask allows an action, so a row without one was never seen.
@@ -37,15 +32,7 @@ class ActionMaskTable:
         return self._seen | ~self.known[:, None]
 
     def note(self, episode: Episode, *, same: bool) -> None:
-        """Record the masks of an episode.
-
-        Args:
-            episode: an episode with masks.
-            same: whether a state must allow the same actions each time.
-
-        Raises:
-            ControlError: a state must allow the same actions, and does not.
-        """
+        """Record the masks of an episode; refuse a state that must allow the same actions each time and does not."""
         assert episode.allowed is not None
         states = np.append(episode.observation, episode.next_observation[-1:])
         # No action follows the end of an episode, so its last mask does not count.

@@ -61,12 +61,7 @@ class TabularAdapter(EnvAdapter):
 
 
 class GymnasiumAdapter(EnvAdapter):
-    """A Gymnasium environment; the optimum is known if it publishes its model.
-
-    Args:
-        environment: the environment, its id, or a function that makes one.
-        action_masks: whether to take only actions that it allows; None uses masks if there are any.
-    """
+    """A Gymnasium environment, its id or a function that makes one; the optimum is known if it publishes its model."""
 
     def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
         self._env = make_environment(environment)
@@ -135,8 +130,7 @@ class GymnasiumAdapter(EnvAdapter):
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset with a seed drawn from the key."""
         seed = int(numpy_generator(key).integers(2**31 - 1))
-        seen, info = self._env.reset(seed=seed)
-        return self._taken(seen, info)
+        return self._taken(*self._env.reset(seed=seed))
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
@@ -172,13 +166,7 @@ class GymnasiumAdapter(EnvAdapter):
 
 
 class ProgramAdapter(EnvAdapter):
-    """An environment written as a program, such as `CartPole()`.
-
-    Args:
-        environment: the program.
-        max_steps: length of the longest episode.
-        action_masks: whether to take only actions that it allows; by default, if it has masks.
-    """
+    """An environment written as a program, such as `CartPole()`."""
 
     def __init__(self, environment: Environment, max_steps: int, action_masks: bool | None = None) -> None:
         self.name = type(environment).__name__

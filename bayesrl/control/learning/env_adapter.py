@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.learning.replay_memory import Episode, Experience, blank_experience
+from bayesrl.control.learning.replay_memory import Episode, Experience, ReplayMemory
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -136,7 +136,7 @@ class EnvAdapter(abc.ABC):
 
     def example(self) -> Experience:
         """Make an experience of one row without a step, to trace programs with."""
-        blank = blank_experience(self.shape, self.dtype)
+        blank = ReplayMemory(self.shape, self.dtype, 1).experience()
         if not self.masked or self.num_observations is None:
             return blank
         return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))

@@ -76,14 +76,7 @@ def _learning_figure(
 def values_figure(
     key: PRNGKey, result: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
 ) -> "Figure":
-    """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth if it is known.
-
-    Args:
-        key: random key; do not use it again.
-        result: the result of a `BayesianAgent`, with finitely many observations.
-        states: states to show, at most six.
-        truth: Q* by state, [actions], or None.
-    """
+    """Draw the posterior of Q in up to six states: middle 50% and 95% of each action, and Q* by state, if known."""
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
@@ -113,13 +106,9 @@ def values_figure(
 
 
 def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
-    """Draw on the grid how sure the best action is, at some moments: darker is surer; cells never entered are white.
+    """Draw on the grid how sure the best action is, at some moments (None is the end).
 
-    Args:
-        key: random key; do not use it again.
-        result: the result of a `BayesianAgent`.
-        mdp: the problem; it needs a layout.
-        snapshots: moments to show; None is the end.
+    Darker cells are surer, and cells never entered are white.
     """
     titles = ["at the end" if s is None else f"after {pluralize(s.episode, 'episode')}" for s in snapshots]
     figure, axes = grid_axes(mdp, titles)

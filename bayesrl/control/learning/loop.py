@@ -236,12 +236,7 @@ class _Loop:
 
 
 def _numbers(described: Any, names: Mapping[str, str]) -> Any:
-    """Collect the numbers in an agent, its model and their parts, for the identity of the run.
-
-    Args:
-        described: the agent, or one of its parts.
-        names: earlier names of options of the agent, as in the run folder; its parts keep theirs.
-    """
+    """Collect the numbers in an agent, which the run folder may know by earlier `names`, and in its parts."""
     if is_dataclass(described) and not isinstance(described, type):
         found = {f.name: getattr(described, f.name) for f in fields(described) if f.init}
         return {names.get(name, name): _numbers(part, {}) for name, part in found.items()}

@@ -17,7 +17,7 @@ from bayesrl.core.primitives import site_kind
 from bayesrl.diagnostics.checks import Check
 from bayesrl.display.formatting import last_tenth
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey, PRNGKeys
+from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,14 +51,11 @@ def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
     References:
         P-values: Gelman, Meng & Stern (1996), "Posterior predictive assessment of model fitness".
     """
-    checks = []
-    if isinstance(result.agent_state, BayesianAgentState) and result.num_episodes:
-        checks += _decision(key, result)
-    if result.num_episodes and not np.isnan(result.history["regret"]).all():
-        checks.append(_near_optimum(result))
-    if isinstance(result.agent_state, BayesianAgentState) and result.num_episodes:
-        checks.append(_predictive(key, result))
-    return checks
+    if not result.num_episodes:
+        return []
+    bayesian = isinstance(result.agent_state, BayesianAgentState)
+    near = [] if np.isnan(result.history["regret"]).all() else [_near_optimum(result)]
+    return [*_decision(key, result), *near, _predictive(key, result)] if bayesian else near
 
 
 def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
@@ -75,7 +72,6 @@ def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
             "pass" if sure >= _SURE else "warn",
             f"P(action {result.action_name(best)} is the best in the first state); where it is low, actions may be "
             "worth the same, or more episodes are needed.",
-            "",
             least=True,
         ),
         Check(
@@ -84,7 +80,6 @@ def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
             _CHEAP,
             "pass" if loss / scale <= _CHEAP else "warn",
             "Expected loss of this decision, as a share of the optimum (or best return); more episodes lower it.",
-            "",
         ),
     ]
 
@@ -107,7 +102,6 @@ def _near_optimum(result: LearnResult) -> Check:
         f"Mean regret of the {named}, as a share of the optimum"
         + (f" (± {error:.2g})" if np.isfinite(error) else "")
         + "; where it is high, play more episodes, or explore by thompson() or k_learning().",
-        "",
     )
 
 
@@ -122,7 +116,6 @@ def _predictive(key: PRNGKey, result: LearnResult) -> Check:
         "pass" if value >= _ODD else "warn",
         f"Least two-sided posterior predictive p-value, of the {worst}; where it is small, the model does not describe "
         "what was seen: change its likelihood.",
-        "",
         least=True,
     )
 
@@ -177,11 +170,9 @@ def predictive_p_values(
             if "data" in site.get("infer", {})
         }
 
-    def replicate(keys: PRNGKeys, theta: Any, rows: Experience) -> Any:
-        return jax.vmap(replicate_once, in_axes=(0, 0, None))(keys, theta, rows)
-
     found: dict[str, float] = {}
-    for name, pair in closure_jit(replicate)(split(data_key, num_replications), theta, rows).items():
+    replicate = closure_jit(jax.vmap(replicate_once, in_axes=(0, 0, None)), name="replicate")
+    for name, pair in replicate(split(data_key, num_replications), theta, rows).items():
         replicated, observed = (np.asarray(x) for x in pair)
         # Statistics of discrete data tie, and sums in another order differ by rounding.
         tie = np.isclose(replicated, observed, rtol=1e-5, atol=1e-7)

@@ -78,24 +78,16 @@ class Experience(NamedTuple):
 
 
 class ReplayMemory:
-    """All steps played, in arrays that grow by doubling, so that few shapes are ever compiled.
-
-    Args:
-        shape: shape of one observation.
-        dtype: type of one observation.
-        num_steps: the greatest possible number of steps.
-    """
+    """All of at most `num_steps` steps, in arrays that grow by doubling, so that few shapes are ever compiled."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, num_steps: int) -> None:
         rows = max(min(num_steps, _AT_ONCE), 1)
-        observation = np.zeros((rows, *shape), dtype)
         kinds = np.int32, np.float32, bool, np.float32, np.int32, bool
         action, reward, terminated, returns, time, mask = (np.zeros(rows, kind) for kind in kinds)
+        seen, after = np.zeros((2, rows, *shape), dtype)
         self.num_rows = 0
         self._on_device: Experience | None = None
-        self._data = Experience(
-            observation, action, reward, observation.copy(), terminated, returns, time, mask, allowed=None
-        )
+        self._data = Experience(seen, action, reward, after, terminated, returns, time, mask)
 
     def add(self, episode: Episode, discount: float) -> None:
         """Add an episode."""
@@ -141,13 +133,3 @@ class ReplayMemory:
             )
         self.num_rows = 0
         self._write(Experience(**arrays))
-
-
-def first_rows(experience: Experience, count: Any) -> Experience:
-    """Return the experience as it was after this number of rows."""
-    return experience._replace(mask=experience.mask & (np.arange(experience.mask.shape[0]) < count))
-
-
-def blank_experience(shape: tuple[int, ...], dtype: Any) -> Experience:
-    """Make a single row without a step, to trace programs with."""
-    return ReplayMemory(shape, dtype, 1).experience()

@@ -43,11 +43,11 @@ def learning_parts(
     made: Any = (),
     checks: Any = None,
 ) -> list[Part]:
-    """Make the parts of the report.
+    """Make the parts of the report of independent runs, by name.
 
     Args:
         key: random key for the checks.
-        runs: independent runs, by name.
+        runs: the runs.
         sections: more sections about the first run.
         about: one line on what the problem is.
         made: more rows of (setting, value).

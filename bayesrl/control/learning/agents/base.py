@@ -54,13 +54,7 @@ class AgentState(abc.ABC):
 
     @abc.abstractmethod
     def update(self, key: PRNGKey, episode: Episode, *, always_judge: bool) -> UpdateInfo:
-        """Update by inference.
-
-        Args:
-            key: random key; do not use it again.
-            episode: the episode just played.
-            always_judge: whether to judge the decision in the first state after every episode, not only now and then.
-        """
+        """Update by inference; judge the decision in the first state now and then, or after every episode."""
 
     def savepoint(self) -> dict[str, Any]:
         """Remember the state, for `rollback`."""

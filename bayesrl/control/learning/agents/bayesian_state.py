@@ -16,7 +16,7 @@ from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.models.base import EnvironmentModel
-from bayesrl.control.learning.replay_memory import Episode, Experience, ReplayMemory, first_rows
+from bayesrl.control.learning.replay_memory import Episode, Experience, ReplayMemory
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -48,8 +48,8 @@ class BayesianAgentState(AgentState):
         self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
         self._blank, self._discount = env.example(), float(getattr(model, "discount", env.discount))
-        draw = partial(self._sample, observations=env.blank, num_samples=1)
-        shape = jax.eval_shape(draw, dummy_key(), self.state, self.experience())[1]
+        draw = partial(self._sample, num_samples=1)
+        shape = jax.eval_shape(draw, dummy_key(), self.state, self.experience(), env.blank)[1]
         self._timed = self._check_values(shape.shape[1:])
         self._batch_size = int(np.clip(500_000 // max(shape.size, 1), *_SAMPLES_AT_ONCE))
 
@@ -104,14 +104,7 @@ class BayesianAgentState(AgentState):
     def sample(
         self, key: PRNGKey, num_samples: int, *, state: Any = None, observations: Any = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Draw θ and its action values, [samples, ...], as NumPy arrays; a longer sample begins with the shorter one.
-
-        Args:
-            key: random key; do not use it again.
-            num_samples: number of draws.
-            state: state of inference; by default, the current one.
-            observations: observations at which to compute values, if there are not finitely many.
-        """
+        """Draw θ and its action values, [samples, ...], as NumPy arrays; more draws begin with the same ones."""
         each = self.env.num_actions * (self.env.num_observations or 1)
         check_memory(
             4.0 * num_samples * each, f"{num_samples:,} draws of {each:,} values", "ask for fewer", ControlError
@@ -238,7 +231,9 @@ class BayesianAgentState(AgentState):
             raise ControlError(
                 "the posterior was fitted or trained, and how it was earlier was not kept; leave snapshot out"
             )
-        return self._condition(self.model.init(dummy_key(), self.env), first_rows(self.memory.rows(), rows))
+        known = self.memory.rows()
+        known = known._replace(mask=np.arange(len(known.mask)) < rows)
+        return self._condition(self.model.init(dummy_key(), self.env), known)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a checkpoint must keep; see `AgentState.arrays`."""
