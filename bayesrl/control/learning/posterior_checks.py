@@ -64,23 +64,14 @@ def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
     best = int(np.argmin(decision.regret))
     sure, loss = float(decision.p_optimal[best]), float(decision.regret[best])
     scale = abs(result.env.optimum or 0.0) or float(np.abs(np.asarray(result.history["return"])).max()) or 1.0
+    settled = (
+        f"P(action {result.action_name(best)} is the best in the first state); where it is low, actions may be worth "
+        "the same, or more episodes are needed."
+    )
+    cost = "Expected loss of this decision, as a share of the optimum (or best return); more episodes lower it."
     return [
-        Check(
-            SETTLED,
-            sure,
-            _SURE,
-            "pass" if sure >= _SURE else "warn",
-            f"P(action {result.action_name(best)} is the best in the first state); where it is low, actions may be "
-            "worth the same, or more episodes are needed.",
-            least=True,
-        ),
-        Check(
-            "what it may cost",
-            loss / scale,
-            _CHEAP,
-            "pass" if loss / scale <= _CHEAP else "warn",
-            "Expected loss of this decision, as a share of the optimum (or best return); more episodes lower it.",
-        ),
+        Check(SETTLED, sure, _SURE, "pass" if sure >= _SURE else "warn", settled, least=True),
+        Check("what it may cost", loss / scale, _CHEAP, "pass" if loss / scale <= _CHEAP else "warn", cost),
     ]
 
 
@@ -94,30 +85,25 @@ def _near_optimum(result: LearnResult) -> Check:
     outcome: Any = "pass" if value <= allowed else "fail" if value > 0.5 else "warn"
     if outcome == "pass" and value > _NEAR and error > _LARGEST_ERROR:
         outcome, allowed = "unknown", _NEAR  # so wide an interval holds the optimum whatever was learned
+    shown = f" (± {error:.2g})" if np.isfinite(error) else ""
+    explanation = (
+        f"Mean regret of the {named}, as a share of the optimum{shown}; where it is high, play more episodes, or "
+        "explore by thompson() or k_learning()."
+    )
     return Check(
-        "near the optimum",
-        value,
-        allowed if outcome == "pass" and value > _NEAR else _NEAR,
-        outcome,
-        f"Mean regret of the {named}, as a share of the optimum"
-        + (f" (± {error:.2g})" if np.isfinite(error) else "")
-        + "; where it is high, play more episodes, or explore by thompson() or k_learning().",
+        "near the optimum", value, allowed if outcome == "pass" and value > _NEAR else _NEAR, outcome, explanation
     )
 
 
 def _predictive(key: PRNGKey, result: LearnResult) -> Check:
     p_values = {name: 2 * min(p, 1 - p) for name, p in predictive_p_values(key, result).items()}
     worst = min(p_values, key=lambda name: p_values[name])
-    value = p_values[worst]
-    return Check(
-        DESCRIBED,
-        value,
-        _ODD,
-        "pass" if value >= _ODD else "warn",
+    explanation = (
         f"Least two-sided posterior predictive p-value, of the {worst}; where it is small, the model does not describe "
-        "what was seen: change its likelihood.",
-        least=True,
+        "what was seen: change its likelihood."
     )
+    outcome: Any = "pass" if p_values[worst] >= _ODD else "warn"
+    return Check(DESCRIBED, p_values[worst], _ODD, outcome, explanation, least=True)
 
 
 @checked(ControlError)

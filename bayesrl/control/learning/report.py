@@ -170,9 +170,8 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
             return
         exact = soft_value_iteration(mdp, 0.0).action_value
         states = _common_states(result)
-        truth = {
-            s: exact[min(first_visit(result, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
-        }
+        timed = exact if exact.ndim == 3 else exact[None]
+        truth = {s: timed[min(first_visit(result, s), len(timed) - 1), s] for s in states}
         yield Section(
             "Posterior of Q, in states along the way",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
@@ -209,11 +208,8 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
-        if (
-            not isinstance(result.agent_state, BayesianAgentState)
-            or not result.num_episodes
-            or not result.agent_state.finite
-        ):
+        state = result.agent_state
+        if not isinstance(state, BayesianAgentState) or not result.num_episodes or not state.finite:
             return
         decision = result.decide(key, 0)
         known = None if truth is None else {0: np.asarray(truth, float)}

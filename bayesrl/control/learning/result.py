@@ -226,30 +226,25 @@ class LearnResult(Displayable):
 
 def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
     """Summarise runs of one kind in numbers, as rows of (what, value)."""
-    first = several[0]
+    first, optimum = several[0], several[0].env.optimum
     named, mean = mean_return(several)
-    rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
-    rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
-    rows.append((f"mean return of the {named}", mean))
-    if first.env.optimum is not None:
-        rows.append(("optimum", format_number(first.env.optimum)))
-    else:
-        rows.append(("optimum and regret", f"unknown: {first.env.unknown}"))
+    rows = [
+        ("runs", str(len(several))),
+        ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several)),
+        ("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)),
+        (f"mean return of the {named}", mean),
+    ]
+    unknown = ("optimum and regret", f"unknown: {first.env.unknown}")
+    rows.append(unknown if optimum is None else ("optimum", format_number(optimum)))
     if not np.isnan(first.history["regret"]).all():
         rows.append(("cumulated regret", format_mean([run.regret[-1] for run in several])))
-    if first.env.optimum is not None and first.env.optimum > 0 and first.env.max_steps > 1:
-        solved = [run.solved_after() for run in several]
-        rows.append(
-            ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
-        )
+    if optimum is not None and optimum > 0 and first.env.max_steps > 1:
+        solved = ", ".join("never" if s is None else f"{s:,}" for s in (run.solved_after() for run in several))
+        rows.append(("mean regret at half the optimum after", solved))
     if isinstance(first.agent_state, BayesianAgentState):
-        probs = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
-        rows.append(
-            (
-                "P(first decision is optimal) at the end",
-                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in probs),
-            )
-        )
+        judged = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
+        sure = ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in judged)
+        rows.append(("P(first decision is optimal) at the end", sure))
     return rows
 
 

@@ -137,21 +137,20 @@ class TabularModel(EnvironmentModel):
                 f"successors names state {successors.max()}; use 0 to {self.num_states - 1}, and {self.num_states} for "
                 "the end of the episode"
             )
-        concentration = np.asarray(self.concentration, float)
         start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
         if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
             raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
         # Without `start`, episodes may start anywhere.
         here = np.full(self.num_states, True) if self.start is None else start > 0
-        filled = {
-            "successors": successors.astype(np.int32),
-            "concentration": _filled("concentration", concentration, successors.shape),
-            "reward_mean": _filled("reward_mean", np.asarray(self.reward_mean, float), pairs),
-            "start": start,
-        }
-        for name, value in filled.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_layers", self._found_layers(here))
+        filled = {"successors": successors.astype(np.int32), "start": start}
+        for name, shape in (("concentration", successors.shape), ("reward_mean", pairs)):
+            value = np.asarray(getattr(self, name), float)
+            try:
+                filled[name] = np.broadcast_to(value, shape)
+            except ValueError as error:
+                raise ControlError(f"{name} has shape {value.shape}; use a number, or {list(shape)}") from error
+        vars(self).update(filled)
+        vars(self)["_layers"] = self._found_layers(here)
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
@@ -315,12 +314,12 @@ class TabularModel(EnvironmentModel):
         concentration, mean, _ = (np.asarray(x, float) for x in closure_jit(self.posterior)(counts))
         probabilities = concentration / concentration.sum(-1, keepdims=True)
         outcomes = self.successors.shape[-1]
-        last = np.full((1, self.num_actions, outcomes), self.num_states)
         paid = (self.successors == self.num_states) | (not self.paid_at_end)
+        end = ((0, 1), (0, 0), (0, 0))
         return TabularMDP(
-            successors=np.concatenate([self.successors, last]),
-            probabilities=np.concatenate([probabilities, np.full((1, self.num_actions, outcomes), 1 / outcomes)]),
-            rewards=np.concatenate([np.where(paid, mean[..., None], 0.0), np.zeros((1, self.num_actions, outcomes))]),
+            successors=np.pad(self.successors, end, constant_values=self.num_states),
+            probabilities=np.pad(probabilities, end, constant_values=1 / outcomes),
+            rewards=np.pad(np.where(paid, mean[..., None], 0.0), end),
             start=np.append(self.start, 0.0),
             terminal=np.arange(self.num_states + 1) == self.num_states,
             discount=self.discount,
@@ -376,13 +375,6 @@ class TabularModel(EnvironmentModel):
 def _allowed(allowed: Any, at: Array, values: Array) -> Array:
     """Set the values of actions that states do not allow to −inf, [..., actions]."""
     return values if allowed is None else jnp.where(jnp.asarray(allowed)[at], values, -jnp.inf)
-
-
-def _filled(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return np.broadcast_to(value, shape)
-    except ValueError as error:
-        raise ControlError(f"{name} has shape {value.shape}; use a number, or {list(shape)}") from error
 
 
 def _shared(successors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
