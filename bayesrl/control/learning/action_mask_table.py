@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.errors import ControlError
 
@@ -13,13 +12,6 @@ class ActionMaskTable:
     def __init__(self, num_states: int, num_actions: int) -> None:
         # The union of the masks seen in each state; each mask allows an action, so a row without one was never seen.
         self._seen = np.zeros((num_states, num_actions), bool)
-
-    @classmethod
-    def for_env(cls, env: EnvAdapter) -> "ActionMaskTable | None":
-        """Make the table of an environment before play; None without masks, or without finitely many states."""
-        if not env.masked or env.num_observations is None:
-            return None
-        return cls(env.num_observations, env.num_actions)
 
     @property
     def known(self) -> np.ndarray:

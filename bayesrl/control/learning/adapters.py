@@ -316,11 +316,6 @@ def adapt_environment(
 ) -> EnvAdapter:
     """Adapt a user's environment: a table, a program, a bandit, or a Gymnasium environment or its id.
 
-    Args:
-        environment: the environment, such as a `TabularMDP`.
-        max_steps: length of the longest episode of a program.
-        action_masks: whether to take only actions that the environment allows; by default, if it has masks.
-
     Raises:
         ControlError: the environment is none of these, or has no masks though action_masks is True.
     """

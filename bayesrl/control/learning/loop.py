@@ -131,7 +131,6 @@ class _Loop:
     confidence: float | None
     rows: list[dict[str, float]] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
-    _steps: int = 0
 
     def run(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
         """Run, and return whether Ctrl-C ended it."""
@@ -153,12 +152,9 @@ class _Loop:
                         break
             except KeyboardInterrupt:
                 interrupted = True
-            except Exception:
+            finally:
                 if folder is not None:
-                    self._save(folder)  # keep the episodes before the failure
-                raise
-        if folder is not None:
-            self._save(folder)
+                    self._save(folder)  # a failure, too, keeps the episodes before it
         return interrupted
 
     def _episode(self) -> bool:
@@ -185,10 +181,9 @@ class _Loop:
             self.agent_state.rollback(savepoint)
             del self.rows[number:]
             raise
-        self._steps += len(episode.reward)
         # Snapshots follow episodes 1, 2, 5, 10, 20, 50 and so on, and the last one.
         if str(number + 1).rstrip("0") in ("1", "2", "5") or number + 1 == self.num_episodes:
-            self.snapshots.append(Snapshot(number + 1, self._steps))
+            self.snapshots.append(Snapshot(number + 1, int(sum(row["length"] for row in self.rows))))
         return bool(self.callback is not None and self.callback(row))
 
     def _converged(self) -> bool:
@@ -224,7 +219,6 @@ class _Loop:
             blank = np.full(count, np.nan)  # older versions did not record J and KL
             self.rows = [{name: history.get(name, blank)[i].item() for name in _COLUMNS} for i in range(count)]
             self.snapshots = [Snapshot(*map(int, row)) for row in arrays["snapshots"]]
-            self._steps = int(sum(row["length"] for row in self.rows))
             self.agent_state.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
         except BayesRLError:
             raise

@@ -13,7 +13,6 @@ from bayesrl.compilation.random_keys import split, split_keys
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import LearnResult, draws_dataset
-from bayesrl.core.primitives import site_kind
 from bayesrl.diagnostics.checks import Check
 from bayesrl.display.formatting import last_tenth
 from bayesrl.errors import ControlError
@@ -147,13 +146,13 @@ def predictive_p_values(
 
     def replicate_once(key: PRNGKey, theta: Any, rows: Experience) -> dict[str, tuple[Any, Any]]:
         """Compute the statistics of the replicated and of the observed data, by site."""
-        model = _Replicated(handlers.substitute(agent_state.model, data=theta))
+        model = handlers.uncondition(handlers.substitute(agent_state.model, data=theta))
         with handlers.block(), handlers.trace() as trace:
             handlers.seed(model, rng_seed=key)(rows, result.env.blank)
         return {
-            name: (statistics(site, site["value"]), statistics(site, site["infer"]["data"]))
+            name: (statistics(site, site["value"]), statistics(site, site["infer"]["obs"]))
             for name, site in trace.items()
-            if "data" in site.get("infer", {})
+            if "obs" in site.get("infer", {})
         }
 
     found: dict[str, float] = {}
@@ -165,16 +164,6 @@ def predictive_p_values(
         share = ((replicated > observed) & ~tie).mean(0) + 0.5 * tie.mean(0)
         found |= {f"{what} of {name}": float(p) for what, p in zip(("mean", "spread"), share, strict=True)}
     return found
-
-
-class _Replicated(handlers.uncondition):
-    """Draw the sites that the program observes, and keep their data too."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Replace the data of an observed site by a draw."""
-        if msg["type"] == "sample" and site_kind(msg) == "observed":
-            msg["infer"] = {**msg.get("infer", {}), "data": msg["value"]}
-            msg["is_observed"], msg["value"] = False, None
 
 
 @checked(ControlError)

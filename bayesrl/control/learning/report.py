@@ -45,13 +45,8 @@ def learning_parts(
 ) -> list[Part]:
     """Make the parts of the report of independent runs, by name.
 
-    Args:
-        key: random key for the checks.
-        runs: the runs.
-        sections: more sections about the first run.
-        about: one line on what the problem is.
-        made: more rows of (setting, value).
-        checks: checks of the first runs, by name, if they exist already.
+    `sections` and `checks` are of the first run of each; `about` says in one line what the problem is, and `made` are
+    more rows of (setting, value).
     """
     if checks is None:
         checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}

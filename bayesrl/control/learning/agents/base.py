@@ -45,7 +45,8 @@ class AgentState(abc.ABC):
     """The attributes that an update changes; of each, a shallow copy is enough to return to it."""
 
     def __init__(self, env: EnvAdapter) -> None:
-        self.env, self.masks = env, ActionMaskTable.for_env(env)
+        self.env, count = env, env.num_observations
+        self.masks = ActionMaskTable(count, env.num_actions) if env.masked and count is not None else None
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     @abc.abstractmethod
@@ -104,11 +105,7 @@ class Agent(abc.ABC):
 
 
 def restore_leaves(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
-    """Put the arrays `PREFIX/0`, `PREFIX/1`, … of a checkpoint into a state of the same structure.
-
-    Raises:
-        ControlError: the arrays have other shapes.
-    """
+    """Put the arrays `PREFIX/0`, `PREFIX/1`, … of a checkpoint into a state of the same structure and shapes."""
     leaves, treedef = jax.tree.flatten(state)
     found = [arrays.get(f"{prefix}/{i}") for i in range(len(leaves))]
     for leaf, array in zip(leaves, found, strict=True):

@@ -87,13 +87,6 @@ class BayesianAgentState(AgentState):
     def _with_masks(self, experience: Experience) -> Experience:
         return experience if self.masks is None else experience._replace(allowed=self.masks.table)
 
-    def _padded(self, episode: Episode) -> Experience:
-        """Pad the rows of one episode to a power of two, so that few lengths are compiled."""
-        rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
-        memory = ReplayMemory(self.env.shape, self.env.dtype, rows)
-        memory.add(episode, self._discount)
-        return memory.rows()
-
     def _sample(
         self, key: PRNGKey, state: Any, experience: Experience, observations: Any, num_samples: int
     ) -> tuple[Any, Array]:
@@ -203,7 +196,11 @@ class BayesianAgentState(AgentState):
 
     def update(self, key: PRNGKey, episode: Episode, *, always_judge: bool) -> UpdateInfo:
         """Update by inference; see `AgentState.update`."""
-        rows = self._padded(episode)
+        # The length is padded to a power of two, so that few programs are compiled.
+        length = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
+        padded = ReplayMemory(self.env.shape, self.env.dtype, length)
+        padded.add(episode, self._discount)
+        rows = padded.rows()
         self.model.check_experience(rows)
         if self.masks is not None:
             self.masks.note(episode, same=self.model.plans)

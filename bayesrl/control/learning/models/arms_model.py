@@ -46,7 +46,7 @@ class ArmsModel(EnvironmentModel):
         values = self._values(instance, self._seen(experience.observation))
         taken = jnp.take_along_axis(values, experience.action[:, None], -1)[:, 0]
         observe_masked("reward", self.bandit.reward_distribution(taken), experience.reward, experience.mask)
-        numpyro.deterministic(ACTION_VALUES, self._told(instance, seen))
+        numpyro.deterministic(ACTION_VALUES, self.values({"instance": instance}, experience, seen))
 
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment; see `EnvironmentModel.check`."""
@@ -98,15 +98,12 @@ class ArmsModel(EnvironmentModel):
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
         """Return the expected rewards; see `EnvironmentModel.values`."""
-        return self._told(sites["instance"], seen)
+        blank = jnp.zeros(self._seen_of_one().shape, self._seen_of_one().dtype)
+        return self._values(sites["instance"], blank if seen is None else seen)
 
     def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
         """Replace the rewards by those that `bayesrl.calibrate` simulates."""
         return experience._replace(reward=data["reward"].astype(float))
-
-    def _told(self, instance: Array, seen: Any) -> Array:
-        blank = jnp.zeros(self._seen_of_one().shape, self._seen_of_one().dtype)
-        return self._values(instance, blank if seen is None else seen)
 
     def _values(self, instance: Array, seen: Array) -> Array:
         """Compute the expected rewards of one instance, [len(seen), arms]."""

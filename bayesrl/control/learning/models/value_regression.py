@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from jax import Array
 
 from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Positive, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.random_keys import as_hash_key, dummy_key, fold_in, split
+from bayesrl.compilation.random_keys import as_hash_key, fold_in, split
 from bayesrl.control.exploration.beliefs import sample_by_precision
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
@@ -193,34 +192,19 @@ class NetworkValues(ValueModel):
 
     def priors(self, experience: Experience) -> dict[str, dist.Normal]:
         """Return the prior of each layer's weights: standard deviation 1/√inputs, the last one times prior_scale."""
-        layers = self._mlp(self.num_features(experience)).layers
-        last = len(layers) - 1
+        sizes = [self.num_features(experience), *[self.hidden] * self.depth, self.num_actions]
+        scales = [1.0] * self.depth + [self.prior_scale]
         return {
-            f"layer{i}": dist.Normal(
-                jnp.zeros(layer.weight.shape), (self.prior_scale if i == last else 1.0) / layer.weight.shape[1] ** 0.5
-            )
-            for i, layer in enumerate(layers)
+            f"layer{i}": dist.Normal(jnp.zeros((sizes[i + 1], sizes[i])), scale / sizes[i] ** 0.5)
+            for i, scale in enumerate(scales)
         }
-
-    def _mlp(self, size: int) -> eqx.nn.MLP:
-        """Make the network without its weights."""
-        sizes = size, self.num_actions, self.hidden, self.depth
-        mlp: eqx.nn.MLP = eqx.filter_eval_shape(
-            lambda key: eqx.nn.MLP(*sizes, jnp.tanh, use_bias=False, use_final_bias=False, key=key), dummy_key()
-        )
-        return mlp
 
     def apply(self, weights: dict[str, Array], observations: Numbers, *, head: bool = True) -> Array:
         """Compute the values, [rows, actions], or without the head the last layer's inputs, [rows, hidden]."""
         features = self.featurize(observations)
-        mlp = eqx.tree_at(
-            lambda mlp: [layer.weight for layer in mlp.layers],
-            self._mlp(features.shape[-1]),
-            [weights[f"layer{i}"] for i in range(self.depth + 1)],
-        )
-        if not head:
-            mlp = eqx.tree_at(lambda mlp: mlp.layers[-1], mlp, eqx.nn.Identity())
-        return jax.vmap(mlp)(features)
+        for i in range(self.depth):
+            features = jnp.tanh(features @ weights[f"layer{i}"].T)
+        return features @ weights[f"layer{self.depth}"].T if head else features
 
     def sample_prior(self, key: PRNGKey, experience: Experience) -> dict[str, Array]:
         """Draw the weights of a network."""
