@@ -99,7 +99,7 @@ class GymnasiumAdapter(EnvAdapter):
         self.masked = action_masks is not False and (self._within or self._gives_masks())
         if action_masks and not self.masked:
             raise ControlError(
-                f"action_masks=True, and {self.name} tells none: neither in a Dict observation, nor in "
+                f"action_masks=True, and {self.name} gives no masks: neither in a Dict observation, nor in "
                 f"info['{MASK}'], nor by a method {METHOD}; leave action_masks out"
             )
         self._find_optimum(limit)
@@ -194,8 +194,8 @@ class ProgramAdapter(EnvAdapter):
         self.masked = masked = allowed is not None and action_masks is not False
         if (action_masks and not masked) or (masked and allowed.shape != (self.num_actions,)):
             raise ControlError(
-                f"{self.name} tells {'no masks' if allowed is None else f'masks of shape {allowed.shape}'} of its "
-                f"{self.num_actions} actions; {'leave action_masks out' if allowed is None else 'let it tell of each'}"
+                f"{self.name} gives {'no masks' if allowed is None else f'masks of shape {allowed.shape}'} for its "
+                f"{self.num_actions} actions; {'leave action_masks out' if allowed is None else 'give a flag for each'}"
             )
 
         if self.num_observations is None:
@@ -266,7 +266,8 @@ class BanditEnv(EnvAdapter):
         given = closure_jit(draw, name="draw_instance")(key) if values is None else np.asarray(values, np.float32)[None]
         self.values = np.asarray(given)
         if self.values.shape != drawn.shape:
-            raise ControlError(f"the instance has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
+            shape, wanted = self.values.shape[1:], drawn.shape[1:]
+            raise ControlError(f"values has shape {shape}, and {bandit} draws instances of shape {wanted}; pass that")
         self._key, self._seen = key, np.zeros(first.shape, first.dtype)
         if self._seen.size == 0:
             self.num_observations = 1

@@ -120,11 +120,7 @@ class ReplayMemory:
         return {name: np.asarray(x)[: self.num_rows] for name, x in self._data._asdict().items() if x is not None}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restore the rows of a checkpoint.
-
-        Raises:
-            ControlError: its observations have another shape.
-        """
+        """Restore the rows of a checkpoint; refuse observations of another shape."""
         found, shape = arrays["observation"].shape[1:], self._data.observation.shape[1:]
         if found != shape:
             raise ControlError(

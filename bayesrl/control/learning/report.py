@@ -153,15 +153,14 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
-        if isinstance(result.agent_state, KLControlAgentState):
-            if mdp.layout is not None:
-                yield Section(
-                    "The policy on the map",
-                    "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
-                    policies_figure(result.agent_state, mdp),
-                )
-            return
-        if not isinstance(result.agent_state, BayesianAgentState) or not result.num_episodes:
+        state = result.agent_state
+        if isinstance(state, KLControlAgentState) and mdp.layout is not None:
+            yield Section(
+                "The policy on the map",
+                "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
+                policies_figure(state, mdp),
+            )
+        if not isinstance(state, BayesianAgentState) or not result.num_episodes:
             return
         exact = soft_value_iteration(mdp, 0.0).action_value
         states = _common_states(result)
@@ -179,7 +178,7 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
                 "How sure it is, on the map",
                 "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
                 "as their action is probably the best. Good is where the way to the goal is dark at the end.",
-                sure_map(key, result, mdp, [early, None] if result.agent_state.model.online and early else [None]),
+                sure_map(key, result, mdp, [early, None] if state.model.online and early else [None]),
             )
 
     return sections

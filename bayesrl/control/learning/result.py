@@ -25,12 +25,7 @@ _LARGEST = 2_000_000
 
 
 class Snapshot(NamedTuple):
-    """A moment of a run whose posterior can be recomputed.
-
-    Attributes:
-        episode: number of episodes so far.
-        rows: number of steps so far.
-    """
+    """A moment of a run whose posterior can be recomputed: numbers of episodes and of rows (steps) so far."""
 
     episode: int
     rows: int
@@ -187,7 +182,7 @@ class LearnResult(Displayable):
             return seen, np.ones(number, bool) if known is None else known.table[int(seen)]
         flags = np.asarray(allowed, bool)
         if flags.shape != (number,) or not flags.any():
-            raise ControlError(f"allowed={allowed!r}; tell of each of {number} actions whether it is, and allow one")
+            raise ControlError(f"allowed={allowed!r}; give a flag for each of {number} actions, and allow at least one")
         return seen, flags
 
     def to_datatree(self) -> "xr.DataTree":
@@ -218,7 +213,7 @@ class LearnResult(Displayable):
         """
         if not isinstance(self.agent_state, BayesianAgentState):
             raise ControlError(
-                "KLControlAgent believes nothing of the environment, so there is no posterior over what is unknown; "
+                "KLControlAgent has no beliefs about the environment, so there is no posterior over what is unknown; "
                 "learn with BayesianAgent(model)"
             )
         return self.agent_state

@@ -283,12 +283,12 @@ def test_masks_of_several_integers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: played("CartPole-v1", BayesianAgent(LinearValues(num_actions=2)), action_masks=True), r"tells none: neither"),
+        (lambda: played("CartPole-v1", BayesianAgent(LinearValues(num_actions=2)), action_masks=True), r"gives no masks: neither"),
         (lambda: played(control.river_swim(), KLControlAgent(1.0), action_masks=True), r"TabularMDP has none; leave action"),
-        (lambda: played(control.CartPole(), KLControlAgent(1.0), action_masks=True), r"CartPole tells no masks of its 2"),
+        (lambda: played(control.CartPole(), KLControlAgent(1.0), action_masks=True), r"CartPole gives no masks for its 2"),
         (lambda: played(gymnasium.wrappers.TimeLimit(Silent(), HORIZON), BayesianAgent(model()), control.random(), 30), "allows no action in step"),
-        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[True]), r"tell of each of 3 actions"),
-        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[False] * 3), r"tell of each of 3 actions"),
+        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[True]), r"give a flag for each of 3 actions"),
+        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[False] * 3), r"give a flag for each of 3 actions"),
     ],
 )  # fmt: skip
 def test_bad_masks(make: Any, message: str, unchecked: None) -> None:

@@ -257,7 +257,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match=r"posteriors\['fit'\] is .* beside a result of learn"):
         bayesrl.write_report(jax.random.key(0), tmp_path / "c.html", {"run": control_run, "fit": "a posterior"})
     assert set(bayesrl.to_datatree(control_run).children) == {"training"}
-    with pytest.raises(ControlError, match="believes nothing"):
+    with pytest.raises(ControlError, match="has no beliefs about the environment"):
         control_run.sample(KEY)
 
 
@@ -285,7 +285,10 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         ),
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=1, tolerance=-1.0), "tolerance=-1.0"),
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=1, confidence=2.0), "confidence=2.0"),
-        (lambda: learn(KEY, control.river_swim(), AGENT, num_episodes=1), "the model is of 4 states"),
+        (
+            lambda: learn(KEY, control.river_swim(), AGENT, num_episodes=1),
+            "the model has 4 states and 2 actions, and the environment has 6 states",
+        ),
         (
             lambda: learn(KEY, SWIM.replace(horizon=20), AGENT, num_episodes=1),
             "for 12 steps, and an episode may have 20",
@@ -321,7 +324,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: agent_from_name("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
         (
             lambda: learn(KEY, control.grid_world(["SG"]).replace(discount=0.9), AGENT, num_episodes=1),
-            "the model is of",
+            "the model has",
         ),
     ],
 )

@@ -88,11 +88,7 @@ class Agent(abc.ABC):
 
     @abc.abstractmethod
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> AgentState:
-        """Make the agent's initial state in an environment.
-
-        Raises:
-            ControlError: the agent does not fit the environment.
-        """
+        """Make the agent's initial state in an environment, or refuse an environment that it does not fit."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -226,7 +226,7 @@ class BayesianAgentState(AgentState):
         """Recompute the state of inference after this number of rows; only online models can."""
         if not self.model.online:
             raise ControlError(
-                "the posterior was fitted or trained, and how it was earlier was not kept; leave snapshot out"
+                "the posterior was fitted or trained, and its earlier states were not kept; leave snapshot out"
             )
         known = self.memory.rows()
         known = known._replace(mask=np.arange(len(known.mask)) < rows)

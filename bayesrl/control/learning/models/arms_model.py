@@ -16,6 +16,7 @@ from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
 from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -51,9 +52,8 @@ class ArmsModel(EnvironmentModel):
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment; see `EnvironmentModel.check`."""
         if env.num_actions != self.bandit.num_arms:
-            raise ControlError(
-                f"the model is of {self.bandit.num_arms} arms, and the environment has {env.num_actions} actions"
-            )
+            arms, actions = pluralize(self.bandit.num_arms, "arm"), pluralize(env.num_actions, "action")
+            raise ControlError(f"the model has {arms}, and the environment has {actions}; make both the same")
         wanted = self._seen_of_one().shape[1:]
         found = (0,) if env.num_observations == 1 else env.shape
         if found != wanted:

@@ -19,6 +19,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
@@ -50,19 +51,11 @@ class EnvironmentModel(abc.ABC):
         """Run the program."""
 
     def check(self, env: EnvAdapter) -> None:
-        """Refuse an environment whose data the model does not describe.
-
-        Raises:
-            ControlError: the environment differs from the model; the message says how.
-        """
+        """Refuse an environment whose data the model does not describe, by a `ControlError` that says why."""
         return
 
     def check_experience(self, experience: Experience) -> None:
-        """Refuse experience that is impossible under the model; called with each new episode.
-
-        Raises:
-            ControlError: a row is impossible; the message names it.
-        """
+        """Refuse a new episode that is impossible under the model, by a `ControlError` that names the row."""
         return
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
@@ -86,16 +79,24 @@ class EnvironmentModel(abc.ABC):
         """Draw θ from its posterior."""
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Return the action values of one θ, as the program exposes them.
-
-        Raises:
-            ControlError: the program exposes no `action_values`.
-        """
+        """Return the action values of one θ, as the program exposes them; refuse a program that does not."""
         return read_action_values(self, sites, experience, seen)
 
     def mean_values(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
         """Return the action values of the expected θ, or None if that has no meaning."""
         return None
+
+
+def check_sizes(env: EnvAdapter, num_observations: int | None, num_actions: int) -> None:
+    """Refuse an environment of another number of observations or actions than the model."""
+
+    def sizes(observations: int | None, actions: int) -> str:
+        seen = "vectors for observations" if observations is None else pluralize(observations, "state")
+        return f"{seen} and {pluralize(actions, 'action')}"
+
+    wanted, found = sizes(num_observations, num_actions), sizes(env.num_observations, env.num_actions)
+    if wanted != found:
+        raise ControlError(f"the model has {wanted}, and the environment has {found}; make both the same")
 
 
 def read_action_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:

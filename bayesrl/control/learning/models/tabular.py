@@ -26,8 +26,9 @@ from bayesrl.compilation.random_keys import split_keys
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.exploration.beliefs import sample_dirichlet
 from bayesrl.control.learning.env_adapter import EnvAdapter
-from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
+from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, check_sizes, observe_masked
 from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.display.formatting import pluralize
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -133,13 +134,15 @@ class TabularModel(EnvironmentModel):
         if successors.shape[:2] != pairs or successors.ndim != 3:
             raise ControlError(f"successors has shape {successors.shape}; use [{pairs[0]}, {pairs[1]}, outcomes]")
         if successors.min() < 0 or successors.max() > self.num_states:
+            odd = successors.min() if successors.min() < 0 else successors.max()
             raise ControlError(
-                f"successors names state {successors.max()}; use 0 to {self.num_states - 1}, and {self.num_states} for "
-                "the end of the episode"
+                f"successors names state {odd}; use 0 to {self.num_states - 1}, and {self.num_states} for the end of "
+                "the episode"
             )
         start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
         if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
-            raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
+            states = pluralize(self.num_states, "state")
+            raise ControlError(f"start={self.start!r} is not a distribution over {states}; make it sum to 1")
         # Without `start`, episodes may start anywhere.
         here = np.full(self.num_states, True) if self.start is None else start > 0
         filled = {"successors": successors.astype(np.int32), "start": start}
@@ -183,9 +186,8 @@ class TabularModel(EnvironmentModel):
         """Draw `transitions` [states, actions, K] and `rewards` [states, actions], and observe every step."""
         concentration = jnp.asarray(self.concentration, float)
         transitions = numpyro.sample("transitions", dist.Dirichlet(concentration).to_event(2))
-        rewards = numpyro.sample(
-            "rewards", dist.Normal(jnp.asarray(self.reward_mean, float), self.reward_scale).to_event(2)
-        )
+        prior = dist.Normal(jnp.asarray(self.reward_mean, float), self.reward_scale)
+        rewards = numpyro.sample("rewards", prior.to_event(2))
         at = (experience.observation, experience.action)
         observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.mask)
         paid = experience.mask & (experience.terminated | (not self.paid_at_end))
@@ -194,12 +196,7 @@ class TabularModel(EnvironmentModel):
 
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment; see `EnvironmentModel.check`."""
-        if env.num_observations != self.num_states or env.num_actions != self.num_actions:
-            found = "vectors for observations" if env.num_observations is None else f"{env.num_observations} states"
-            raise ControlError(
-                f"the model is of {self.num_states} states and {self.num_actions} actions, and the environment has "
-                f"{found} and {env.num_actions} actions; make it of the same numbers"
-            )
+        check_sizes(env, self.num_states, self.num_actions)
 
     def empty(self, experience: Experience | None = None) -> Counts:
         """Return zeros; see `EnvironmentModel.empty`."""

@@ -19,7 +19,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import as_hash_key, fold_in, split
 from bayesrl.control.exploration.beliefs import sample_by_precision
 from bayesrl.control.learning.env_adapter import EnvAdapter
-from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
+from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, check_sizes, observe_masked
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.policies import network_bytes
 from bayesrl.errors import ControlError
@@ -59,11 +59,7 @@ class ValueModel(EnvironmentModel):
 
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment; see `EnvironmentModel.check`."""
-        if env.num_actions != self.num_actions or env.num_observations != self.num_observations:
-            raise ControlError(
-                f"the model is of {self.num_actions} actions and num_observations={self.num_observations}, and the "
-                f"environment has {env.num_actions} and {env.num_observations}; make it of the same numbers"
-            )
+        check_sizes(env, self.num_observations, self.num_actions)
 
     def featurize(self, observations: Numbers) -> Array:
         """Compute the features of observations, [rows, features]."""
