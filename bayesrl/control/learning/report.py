@@ -50,29 +50,25 @@ def learning_parts(
     """
     if checks is None:
         checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}
-
-    def cells(make: Callable[[str, Sequence[LearnResult]], list[Any]]) -> list[Cell]:
-        return [Cell(name if len(runs) > 1 else "", make(name, several)) for name, several in runs.items()]
-
     return [
-        Part("Verdict", "", cells(lambda name, several: _verdict(several, checks[name], about))),
+        Part("Verdict", "", [Cell(name, _verdict(several, checks[name], about)) for name, several in runs.items()]),
         Part(
             "Checks",
             "Of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
-            cells(lambda name, several: [checks_table(checks[name])]),
+            [Cell(name, [checks_table(checks[name])]) for name in runs],
         ),
         Part(
             "Numbers",
             "Returns, regret and optimum are in reward units. Regret is the optimum less what was earned: its growth "
             "is what exploration costs.",
-            cells(lambda name, several: [listing(summary(several))]),
+            [Cell(name, [listing(summary(several))]) for name, several in runs.items()],
         ),
         Part("Learning", "", [Cell("", _curves(runs))]),
         *section_parts(sections),
         Part(
             "How it was made",
             "The same command with the same versions gives the same run.",
-            cells(lambda name, several: [listing([*_made(several[0]), *made])]),
+            [Cell(name, [listing([*_made(several[0]), *made])]) for name, several in runs.items()],
         ),
     ]
 
