@@ -63,6 +63,7 @@ class AgentState(abc.ABC):
 
     def rollback(self, savepoint: dict[str, Any]) -> None:
         """Return to a savepoint after an episode that was interrupted."""
+        # Updates replace values; the memory alone is written in place, after the rows that its copy counts.
         vars(self).update(savepoint)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -51,6 +51,7 @@ class BayesianAgentState(AgentState):
         draw = partial(self._sample, num_samples=1)
         shape = jax.eval_shape(draw, dummy_key(), self.state, self.experience(), env.blank)[1]
         self._timed = self._check_values(shape.shape[1:])
+        # About half a million values at once fit into any memory.
         self._batch_size = int(np.clip(500_000 // max(shape.size, 1), *_SAMPLES_AT_ONCE))
 
     @property

@@ -107,6 +107,7 @@ class KLControlAgentState(AgentState):
             scale = np.append(np.broadcast_to(scale, env.shape).ravel(), np.ones(masked, np.float32))
         self._shape = (math.prod(env.shape) + masked,) if masked else env.shape
         seen = Observations(self._shape, jnp.dtype(env.dtype), env.num_observations, scale, masked=masked)
+        # One step more than an episode: it only values what follows the last action.
         self._size = min(env.max_steps, 2000) + 1
         # A rollout needs γ above 0, and an environment may have γ = 0.
         rollout = RecordedRollout(ExternalEnvironment(seen, prior), self._size, max(discount, 1e-6), None)
@@ -199,6 +200,7 @@ class KLControlAgentState(AgentState):
         return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.env.dtype)
 
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[FitState, dict[str, Array]]:
+        # The density of the behaviour stays fixed over the updates: importance weights correct for the policy's change.
         first = jax.tree.map(lambda x: x[0], state.train.params)
         draws = self._setup.programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
 

@@ -189,6 +189,7 @@ class NetworkValues(ValueModel):
     def priors(self, experience: Experience) -> dict[str, dist.Normal]:
         """Return the prior of each layer's weights: standard deviation 1/√inputs, the last one times prior_scale."""
         sizes = [self.num_features(experience), *[self.hidden] * self.depth, self.num_actions]
+        # Divided by √inputs, sums over inputs keep their size from layer to layer, however wide these are.
         scales = [1.0] * self.depth + [self.prior_scale]
         return {
             f"layer{i}": dist.Normal(jnp.zeros((sizes[i + 1], sizes[i])), scale / sizes[i] ** 0.5)
