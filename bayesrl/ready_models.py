@@ -141,14 +141,7 @@ def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) ->
     Raises:
         ProblemError: naming the extra.
     """
-    told = next(
-        (
-            node.value
-            for node in tree.body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == _NEEDS
-        ),
-        None,
-    )
+    told = _constants(tree).get(_NEEDS)
     for package, where in ast.literal_eval(told).items() if told is not None else ():
         if all(options.get(option) == value for option, value in where.items()) and find_spec(package) is None:
             raise ProblemError(f"model {name!r} needs {needed(package)}")
@@ -212,7 +205,8 @@ def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fine = {int: number and value == value // 1, float: number, bool: isinstance(value, bool)}
     if not fine[kind]:
-        raise ProblemError(f"option {name}={value!r} is none; use {_TOLD[kind]}, such as {parameter.default!r}")
+        example = "" if kind is bool or parameter.default is parameter.empty else f", such as {parameter.default!r}"
+        raise ProblemError(f"option {name} must be {_TOLD[kind]}{example}, got {value!r}")
     return int(value) if kind is int else value
 
 
@@ -246,31 +240,30 @@ def _times_bound(tree: ast.Module, name: str) -> int:
     return count
 
 
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return the expressions that a file assigns to its names."""
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+    return {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
+
+
 def _parameters(tree: ast.Module, function: str) -> dict[str, inspect.Parameter] | None:
     """Read the parameters of a top-level function of a file, or return None if only an import could show them."""
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if len(found) != 1 or found[0].decorator_list or _times_bound(tree, function) != 1:
         return None
     told = found[0].args
-    constants = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    plain = [*told.posonlyargs, *told.args]
-    given = [None] * (len(plain) - len(told.defaults)) + list(told.defaults)
-    either, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [_parameter(arg, either, default, constants) for arg, default in zip(plain, given, strict=True)]
-    parameters += [
-        _parameter(arg, named, default, constants)
-        for arg, default in zip(told.kwonlyargs, told.kw_defaults, strict=True)
-    ]
+    constants = _constants(tree)
+    arguments = [*told.posonlyargs, *told.args, *told.kwonlyargs]
+    missing: list[ast.expr | None] = [None] * (len(arguments) - len(told.defaults) - len(told.kw_defaults))
+    defaults = [*missing, *told.defaults, *told.kw_defaults]
+    # Every option is passed by name, so its kind does not matter.
+    parameters = [_parameter(*both, constants) for both in zip(arguments, defaults, strict=True)]
     if told.kwarg is not None:
         parameters.append(inspect.Parameter(told.kwarg.arg, inspect.Parameter.VAR_KEYWORD))
     return {parameter.name: parameter for parameter in parameters}
 
 
-def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None, constants: dict[str, ast.expr]) -> inspect.Parameter:
+def _parameter(arg: ast.arg, default: ast.expr | None, constants: dict[str, ast.expr]) -> inspect.Parameter:
     told = arg.annotation
     annotation = _KINDS.get(told.id, inspect.Parameter.empty) if isinstance(told, ast.Name) else inspect.Parameter.empty
     value: Any = inspect.Parameter.empty
@@ -280,4 +273,4 @@ def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None, constants: dic
             value = ast.literal_eval(meant)
         except ValueError:
             value = SourceText(ast.unparse(default))
-    return inspect.Parameter(arg.arg, kind, default=value, annotation=annotation)
+    return inspect.Parameter(arg.arg, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)

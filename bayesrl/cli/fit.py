@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,12 +34,13 @@ from bayesrl.svi.saved_fits import key_of
 from bayesrl.svi.saved_fits import resume as resume_policy
 
 
-class Overrides:
+class Overrides(NamedTuple):
     """Command-line options that override a run folder and a model; None leaves the choice to those."""
 
-    def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
-        self.beta = None if beta is None else np.asarray(beta) if len(beta) > 1 else beta[0]
-        self.steps, self.restarts, self.seed = steps, restarts, seed
+    beta: list[float] | None
+    steps: int | None
+    restarts: int | None
+    seed: int | None
 
 
 def start_fit(
@@ -55,11 +56,11 @@ def start_fit(
     problem = _load_problem(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
-    beta, key = problem.beta, key_from_seed(overrides.seed or 0)
+    chosen: Any = problem.beta
+    key = key_from_seed(overrides.seed or 0)
     if old := run_folder.is_begun(folder):
         stored = run_folder.read_problem(folder)
-        saved_beta = stored["identity"]["beta"]
-        beta = np.asarray(saved_beta) if isinstance(saved_beta, list) else saved_beta
+        chosen = stored["identity"]["beta"]
         settings |= {name: stored["settings"][name] for name in ("num_steps", "num_restarts")}
         key = key if overrides.seed is not None else key_of(stored)
     else:
@@ -70,10 +71,12 @@ def start_fit(
         settings["num_steps"] = max(overrides.steps, settings["num_steps"]) if further else overrides.steps
     if overrides.restarts is not None:
         settings["num_restarts"] = overrides.restarts
-    chosen: Any = beta if overrides.beta is None else overrides.beta
+    if overrides.beta is not None:
+        chosen = overrides.beta if len(overrides.beta) > 1 else overrides.beta[0]
+    beta = np.asarray(chosen) if isinstance(chosen, list) else chosen
     if settings.get("start_beta") is not None and (old or overrides.beta is not None):
         # A model's annealing must not start below the coldest requested β: it could not fall to it.
-        settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
+        settings["start_beta"] = max(settings["start_beta"], float(np.min(beta)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
         print_title(model, problem.about, folder)
@@ -85,7 +88,7 @@ def start_fit(
             key,
             problem.policy,
             *problem.args,
-            beta=chosen,
+            beta=beta,
             directory=folder,
             callback=callback,
             progress=not quiet,

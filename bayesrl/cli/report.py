@@ -26,15 +26,7 @@ from bayesrl.svi.saved_fits import load
 
 
 def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> list[str]:
-    """Write the report of run folders.
-
-    Args:
-        directories: folders of the runs.
-        path: path of the file to write.
-        gold: metric that the reward stands for, or None.
-
-    Returns:
-        The verdicts, and sentences on what is missing, as text.
+    """Write the report of run folders; return the verdicts, and sentences on what is missing, as text.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -73,16 +65,9 @@ def collect_run(
     held_out: Evidence | None = None,
     missing: tuple[str, ...] = (),
 ) -> FitResults:
-    """Collect what the report shows of a run.
+    """Collect what the report shows of a run, whose problem is None if it cannot be made again.
 
-    Args:
-        directory: folder of the run.
-        posterior: fitted or loaded.
-        problem: problem of the run, or None if it cannot be made again.
-        name: name of the fit; by default that of its model.
-        gold: metric that the reward stands for, or None.
-        held_out: evidence on held-out data, if it exists already.
-        missing: what is already known to be missing.
+    By default its name is that of its model. `held_out` is evidence on held-out data, if it exists already.
     """
     stored = run_folder.read_problem(directory)
     made = _or_none(lambda: read_model(directory))
@@ -94,12 +79,12 @@ def collect_run(
         fold_in(key_from_seed(0), 8),
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
-        held_out=problem.held_out if problem is not None else None,
-        optimum=problem.optimum if problem is not None else None,
+        held_out=None if problem is None else problem.held_out,
+        optimum=None if problem is None else problem.optimum,
         gold=gold,
         held_out_evidence=held_out,
         settings=tuple(rows),
-        command=_command(made, stored) if made is not None else None,
+        command=None if made is None else " ".join(_words(made, stored)),
         missing=missing,
         about=about,
     )
@@ -150,10 +135,6 @@ def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, 
     beta = stored["identity"]["beta"]
     betas = np.asarray(beta, float) if isinstance(beta, list) else beta
     return Posterior(betas, {}, history, {}, {}, {}, stored["settings"], interrupted=True), lost
-
-
-def _command(made: dict[str, Any], stored: dict[str, Any]) -> str:
-    return " ".join(_words(made, stored))
 
 
 def _words(made: dict[str, Any], stored: dict[str, Any]) -> Iterator[str]:

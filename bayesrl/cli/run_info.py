@@ -42,15 +42,7 @@ _SCHEMA: dict[str, Schema] = {
 
 
 class RunScores(NamedTuple):
-    """The scores in a run folder.
-
-    Attributes:
-        step: number of steps after which they were made.
-        fit: evidence on the data of the fit.
-        held_out: evidence on held-out data, or None.
-        verdict: verdict of the diagnosis, or None if there is none.
-        figures: names of the figures, each with the digest of its content.
-    """
+    """The scores in a run folder, made after some steps; figures are names, each with the digest of its content."""
 
     step: int
     fit: Evidence

@@ -91,12 +91,7 @@ def _learning_rows(directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def _evidence_table(fit: Evidence, held_out: Evidence | None = None) -> RenderableType:
-    """Lay out the evidence of a fit as tables within 80 columns, with a legend below.
-
-    Args:
-        fit: evidence on the data of the fit.
-        held_out: evidence on other data, shown as further rows.
-    """
+    """Lay out the evidence of a fit, and on held-out data, as tables within 80 columns with a legend below."""
     labelled = [("fit", row) for row in fit.rows]
     labelled += [] if held_out is None else [("held out", row) for row in held_out.rows]
     names = [n for n in _COLUMNS if n != "log p(y)" or any(row.log_marginal is not None for _, row in labelled)]
@@ -113,13 +108,7 @@ def _evidence_table(fit: Evidence, held_out: Evidence | None = None) -> Renderab
 
 
 def _history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> RichTable:
-    """Lay out the end of a history as a table, with means over restarts.
-
-    Args:
-        history: history of a posterior or a checkpoint, [chunk, *beta, restart].
-        betas: temperatures, or None without rewards.
-        rows: number of chunks to show.
-    """
+    """Lay out the end of a history, [chunk, *beta, restart], as a table with means over restarts."""
     names = ("objective", "reward", "kl", "spread", "grad_norm")
     lines = []
     for chunk in range(max(0, len(history["step"]) - rows), len(history["step"])):
@@ -131,13 +120,7 @@ def _history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -
 
 
 def fit_rows(made: Mapping[str, Any] | None, stored: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
-    """Describe how a fit was made, as rows of (setting, value).
-
-    Args:
-        made: its model and options, or None.
-        stored: its problem, as the run folder describes it.
-        done: number of steps so far.
-    """
+    """Describe how a fit was made, as rows of (setting, value): its model, if known, its problem, and steps so far."""
     identity, settings, betas = stored["identity"], stored["settings"], _betas(stored)
     yield from model_rows(made)
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)

@@ -24,26 +24,18 @@ def suggest_command(command: str, words: list[str]) -> str | None:
     Temperatures may be separated by spaces, an option of a model may lack `--set` or belong to another model, whole
     numbers may be written as 1e3 or 1,000, and names of options may be misspelt or belong to the other command.
 
-    Args:
-        command: name of the command, such as "fit".
-        words: the words after it.
-
     Example:
         >>> suggest_command("fit", ["bernoulli_bandit", "--beta", "0.1,", "0.2", "arms=3", "--steps", "1e3"])
         'fit bernoulli_bandit --beta 0.1,0.2 --set arms=3 --steps 1000'
     """
-    apart = _apart(words)
+    # Separate options and values that are joined, as in --steps=3.
+    apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     slips = _Slips(command, apart)
-    mended = [slips.command, *slips.mended()]
-    if slips.model is not None and slips.model in mended:
-        mended[mended.index(slips.model, 1)] = slips.other or slips.model
-    mended[0] = slips.command
-    return None if mended == [command, *apart] else shlex.join(mended)
-
-
-def _apart(words: list[str]) -> list[str]:
-    """Separate options and values that are joined, as in --steps=3."""
-    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    mended = slips.mended()
+    if slips.other is not None and slips.model in mended:
+        mended[mended.index(slips.model)] = slips.other
+    meant = [slips.command, *mended]
+    return None if meant == [command, *apart] else shlex.join(meant)
 
 
 class _Slips:
@@ -72,11 +64,13 @@ class _Slips:
             if word.startswith("--") and word not in _FLAGS.get(self.command, ()):
                 name, assigned = self._named(word)
                 done.append(name)
-                if at < len(self.words) and not self.words[at].startswith("--"):
-                    done.append(self._value(name, self.words[at], assigned))
-                    at += 1
-                elif assigned:
-                    done.append(f"{assigned}=true")
+                given = at < len(self.words) and not self.words[at].startswith("--")
+                if assigned:
+                    done.append(f"{assigned}={self.words[at] if given else 'true'}")
+                elif given:
+                    whole = _OPTIONS.get(self.command, {}).get(name) is int
+                    done.append(_as_whole(self.words[at]) if whole else self.words[at])
+                at += given
             elif option == "--beta" and re.fullmatch(r"[\d.,;eE+-]+", word):
                 done[-1] = ",".join(part for part in re.split("[,;]", f"{done[-1]},{word}") if part)
             elif re.fullmatch(r"[a-z_]\w*=.+", word):
@@ -84,11 +78,6 @@ class _Slips:
             else:
                 done.append(word)
         return done
-
-    def _value(self, name: str, value: str, assigned: str) -> str:
-        if assigned:
-            return f"{assigned}={value}"
-        return _as_whole(value) if _OPTIONS.get(self.command, {}).get(name) is int else value
 
     def _named(self, word: str) -> tuple[str, str]:
         """Return the intended option, and what it sets if that is `--set`."""

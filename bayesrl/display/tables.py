@@ -87,12 +87,7 @@ class Table(NamedTuple):
 
 
 def estimates_table(beta: Any, estimates: Estimates) -> Table:
-    """List what the best restart achieves at each temperature.
-
-    Args:
-        beta: temperatures, [*beta], or None without rewards.
-        estimates: [*beta, restart].
-    """
+    """List what the best restart achieves at each temperature; estimates are [*beta, restart]."""
     betas = [None] if beta is None else [float(b) for b in np.atleast_1d(beta)]
     best = np.asarray(estimates.objective.mean).reshape(len(betas), -1).argmax(-1)
 
@@ -190,13 +185,7 @@ def _on_one_line(text: str, longest: int) -> str:
 
 
 def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table]:
-    """Cut a table by columns into parts that are narrow enough.
-
-    Args:
-        table: a table of any width.
-        width: width of a line in characters.
-        repeated: number of first columns that every part repeats.
-    """
+    """Cut a table by columns into parts of at most `width` characters, which all repeat the first columns."""
     from rich.cells import cell_len
 
     # At least two columns must fit side by side, however long the names in a table are.
@@ -220,20 +209,16 @@ def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table
 def rich_table(table: Table, *, wrap_last: bool = False) -> "RichTable":
     """Make a Rich table without lines; its cells are plain text, even if they look like markup.
 
-    Args:
-        table: the table; each cell stays on one line.
-        wrap_last: whether the last column wraps instead.
+    Each cell stays on one line; the last column may wrap instead.
     """
     from rich.table import Table as RichTable
     from rich.text import Text
 
     grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    last = len(table.headings) - 1
-    for i, (heading, side) in enumerate(zip(table.headings, table.alignments, strict=True)):
-        wraps = wrap_last and i == last
-        grid.add_column(
-            Text(sanitize(heading)), justify="right" if side == "r" else "left", no_wrap=not wraps, overflow="fold"
-        )
+    for heading, side in zip(table.headings, table.alignments, strict=True):
+        justify: Any = "right" if side == "r" else "left"
+        grid.add_column(Text(sanitize(heading)), justify=justify, no_wrap=True, overflow="fold")
+    grid.columns[-1].no_wrap = not wrap_last
     for row in table.rows:
         grid.add_row(*(Text(sanitize(cell)) for cell in row))
     return grid

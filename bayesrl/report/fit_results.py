@@ -93,22 +93,11 @@ def collect(
     missing: tuple[str, ...] = (),
     about: str = "",
 ) -> FitResults:
-    """Compute everything that the report shows of one fit.
+    """Compute everything that the report shows of one fit, but for what is given: diagnosis, frontier, evidence.
 
-    Args:
-        key: consumed whole.
-        name: name of the fit.
-        posterior: fitted or loaded; without its policy the report shows only what was saved.
-        held_out: other arguments of the program, or None.
-        optimum: returns the known optimum, or None; as in `evidence`.
-        gold: name of a deterministic site, or None.
-        diagnosis: an existing diagnosis; by default it is made here.
-        frontier: an existing frontier of a fit at several β; by default it is made here.
-        held_out_evidence: existing evidence about the fit on held-out data; by default it is made here.
-        settings: rows of (setting, value); by default those that the posterior knows.
-        command: command that makes the fit again; by default a call of `bayesrl.fit`.
-        missing: sentences on what is already known to be missing.
-        about: one line on what the problem is.
+    Without its policy the report shows only what was saved. The fields of `FitResults` say what the arguments are;
+    `held_out` are other arguments of the program, and `optimum` returns the known optimum, as in `evidence`.
+    By default the settings are those that the posterior knows, and the command is a call of `bayesrl.fit`.
     """
     draw_key, held_out_key, verdict_key = split_keys(key, 3)
     missing_parts = [*missing, *_missing(posterior)]
@@ -153,21 +142,10 @@ def collect(
     elif posterior.statistics:
         held_out_evidence = None
         best = posterior.select(restart="best") if posterior.mixture is None else posterior
-    return FitResults(
-        name=name,
-        posterior=posterior,
-        best=best,
-        diagnosis=diagnosis,
-        frontier=frontier,
-        target=target,
-        training=training,
-        held_out=held_out_evidence,
-        gold=gold,
-        missing=tuple(missing_parts),
-        settings=tuple(settings if settings is not None else _settings(posterior)),
-        command=command if command is not None else _command(posterior),
-        about=about,
-    )
+    settings = tuple(settings if settings is not None else _settings(posterior))
+    command = command if command is not None else _command(posterior)
+    made = (best, diagnosis, frontier, target, training, held_out_evidence)
+    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about)
 
 
 def _evaluate(

@@ -287,7 +287,7 @@ BAD = {
     "option without value": (("fit", "bernoulli_bandit", "--set", "arms"), "not of the form name=value"),
     "option of a wrong type": (
         ("fit", "bernoulli_bandit", "--set", "arms=two"),
-        "option arms='two' is none; use an integer, such as",
+        "option arms must be an integer, such as 5, got 'two'",
     ),
     "beta of zero": (("fit", "bernoulli_bandit", "--beta", "0"), "beta must be positive"),
     "negative beta": (("fit", "bernoulli_bandit", "--beta", "0.5,-1"), "beta must be positive"),
@@ -299,10 +299,13 @@ BAD = {
     "no run to show": (("show", "nothing_here"), "not a run folder"),
     "no integer": (
         ("fit", "river_swim", "--set", "states=2.5"),
-        "option states=2.5 is none; use an integer, such as 6",
+        "option states must be an integer, such as 6, got 2.5",
     ),
-    "no number": (("fit", "cliff_walking", "--set", "horizon=x"), "option horizon='x' is none; use an integer"),
-    "no flag": (("fit", "frozen_lake", "--set", "slippery=no"), "option slippery='no' is none; use true or false"),
+    "no number": (
+        ("fit", "cliff_walking", "--set", "horizon=x"),
+        "option horizon must be an integer, such as 200, got 'x'",
+    ),
+    "no flag": (("fit", "frozen_lake", "--set", "slippery=no"), "option slippery must be true or false, got 'no'"),
 }
 
 

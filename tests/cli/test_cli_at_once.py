@@ -71,7 +71,7 @@ def answer(*args: object, **environment: str) -> tuple[int, str, str]:
         (
             ("fit", "digits_bandit", "--set", "hidden=two"),
             2,
-            "option hidden='two' is none; use an integer, such as 128",
+            "option hidden must be an integer, such as 128, got 'two'",
         ),
         (("fit", "digits_bandit", "--set", "hidden"), 2, "not of the form name=value"),
         (("fit", "digits_bandit", "--beta", "warm"), 2, "is not a number"),
@@ -284,7 +284,7 @@ def test_defaults_may_be_constants_of_the_file(tmp_path: Path) -> None:
     told = model_options(str(tmp_path / "mine.py"))
     assert told["size"] == 3
     assert repr(told["at"]) == "len('ab')"
-    with pytest.raises(ProblemError, match="option needed='x' is none; use a number"):
+    with pytest.raises(ProblemError, match="option needed must be a number, got 'x'"):
         check_use(str(tmp_path / "mine.py"), "problem", {"needed": "x"})
 
 

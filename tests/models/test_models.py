@@ -130,5 +130,5 @@ def test_models_refuse_what_they_cannot_use(tmp_path: Path) -> None:
         bayesrl.load_problem("bigram_text", letters="123")
     with pytest.raises(PolicyError, match="cannot be read"):
         bayesrl.load_problem("bigram_text", text=str(tmp_path / "none.txt"))
-    with pytest.raises(BayesRLError, match="option arms='two' is none; use an integer"):
+    with pytest.raises(BayesRLError, match="option arms must be an integer, such as 5, got 'two'"):
         bayesrl.load_problem("bernoulli_bandit", arms="two")
