@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -88,7 +89,7 @@ def episode_strip(
     env = make_environment(environment, render_mode="rgb_array", **options)
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     images: list[Any] = []
-    try:
+    with closing(env):
         seen, _ = env.reset(seed=int(np.asarray(jax.random.key_data(key)).ravel()[-1] % 2**31))
         over, step = False, 0
         while not over:
@@ -97,8 +98,6 @@ def episode_strip(
             seen, _, terminated, truncated, _ = env.step(actions.one(action))
             over, step = terminated or truncated, step + 1
         images.append(env.render())
-    finally:
-        env.close()
     chosen = np.unique(np.linspace(0, len(images) - 1, frames).astype(int))
     figure = Figure(figsize=(1.5 * len(chosen), 1.5), layout="constrained")
     for axis, index in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):

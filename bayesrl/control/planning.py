@@ -63,9 +63,6 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
         tolerance: relative to the greatest value; Newton steps converge quadratically, so the final error is far
             smaller.
 
-    Returns:
-        `PlanResult`, with the axes of β in front.
-
     Raises:
         ControlError: β is negative or not a number; the tolerance is not in (0, 1); with discount 1, the optimum has
             no bound because going on for ever pays; the Newton steps do not converge.
@@ -114,13 +111,13 @@ def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: Beta
         Puterman (1994), "Markov Decision Processes", section 4.2 and theorem 6.1.1.
     """
     tables = _Tables(mdp)
-    probs = _check_policy(mdp, policy)
+    probs = _read_policy(mdp, policy)
     betas = np.asarray(beta, float)
     values = tables.evaluate(probs)
     return _stack([tables.result(probs, values, float(b)) for b in betas.reshape(-1)], betas.shape)
 
 
-def _check_policy(mdp: TabularMDP, policy: Any) -> np.ndarray:
+def _read_policy(mdp: TabularMDP, policy: Any) -> np.ndarray:
     probs = as_floats("policy", policy.policy if isinstance(policy, PlanResult) else policy)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
@@ -192,7 +189,10 @@ class _Tables:
         end, unless going on for ever pays. From elsewhere, the iteration may meet a greedy policy that never ends.
         """
         value = np.zeros(self.shape[0]) if self.mdp.discount < 1 else self._policy_value(self.mdp.prior, beta)
-        value = self._sweep(value, beta, tolerance)
+        for _ in range(_FIRST_SWEEPS):
+            before, value = value, np.where(self.mdp.terminal, 0.0, self.soften(self.look_ahead(value), beta)[0])
+            if np.abs(value - before).max() <= tolerance * max(np.abs(value).max(), self.most, 1e-300):
+                break
         _, probs = self.soften(self.look_ahead(value), beta)
         for _ in range(_MAX_NEWTON):
             new = self._policy_value(probs, beta)
@@ -207,21 +207,11 @@ class _Tables:
             f"{moved:.3g} of {size:.3g}, and tolerance={tolerance:g}; raise the tolerance, or pass a horizon"
         )
 
-    def _sweep(self, value: np.ndarray, beta: float, tolerance: float) -> np.ndarray:
-        """Iterate the Bellman equation until no value changes, at most `_FIRST_SWEEPS` times."""
-        for _ in range(_FIRST_SWEEPS):
-            new = np.where(self.mdp.terminal, 0.0, self.soften(self.look_ahead(value), beta)[0])
-            done = np.abs(new - value).max() <= tolerance * max(np.abs(new).max(), self.most, 1e-300)
-            value = new
-            if done:
-                break
-        return value
-
     def _policy_value(self, probs: np.ndarray, beta: float) -> np.ndarray:
         """Solve for the value of a policy at one temperature, [states]."""
         earned = (probs * self.rewards).sum(-1) - (beta * _kl_by_state(probs, self.mdp.prior) if beta > 0 else 0.0)
         steps = self._policy_transitions(probs)
-        if self._may_never_end(steps).any():
+        if self._endless(steps) is not None:
             raise self._unbounded_error(beta)
         return self._solve(steps, np.where(self.mdp.terminal, 0.0, earned)[:, None])[0][:, 0]
 
@@ -231,11 +221,10 @@ class _Tables:
             "than ending; pass a horizon or a discount below 1, or lower the rewards of going on"
         )
 
-    def _may_never_end(self, steps: sp.csr_array) -> np.ndarray:
-        """Flag the states from which a policy may go on for ever, [states]; a discount below 1 makes that harmless."""
-        if self.mdp.discount < 1:
-            return np.zeros(self.shape[0], bool)
-        return ~can_reach(steps, self.mdp.terminal)
+    def _endless(self, steps: sp.csr_array) -> int | None:
+        """Find a state from which a policy may go on for ever; a discount below 1 makes that harmless."""
+        ends = self.mdp.discount < 1 or can_reach(steps, self.mdp.terminal)
+        return None if np.all(ends) else int(np.argmin(ends))
 
     def _solve(
         self, steps: sp.csr_array, columns: np.ndarray, visited: np.ndarray | None = None
@@ -268,9 +257,9 @@ class _Tables:
         lost, finite_kl = np.isinf(kl), np.where(np.isinf(kl), 0.0, kl)
         if self.mdp.horizon is None:
             steps = self._policy_transitions(probs)
-            if (endless := self._may_never_end(steps)).any():
+            if (endless := self._endless(steps)) is not None:
                 raise ControlError(
-                    f"the policy may go on for ever from state {int(endless.argmax())}, and with discount 1 its return "
+                    f"the policy may go on for ever from state {endless}, and with discount 1 its return "
                     "has no end; pass a horizon or a discount below 1, or let it reach a terminal state"
                 )
             found, visits = self._solve(steps, np.stack([earned, finite_kl], 1), self.mdp.start)

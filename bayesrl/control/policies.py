@@ -33,29 +33,16 @@ _NUM_PROBES = 64
 
 
 class RolloutGuide(PolicyGuide):
-    """A guide of a rollout that can also draw its action in one state.
+    """A guide of a rollout that can also draw its action in one state; `make_policy` declares the parameters."""
 
-    Args:
-        rollout: the program to tilt.
-        make_policy: declares the parameters and returns the policy.
-        within_prior: whether the policy's actions stay in the prior's support; see `PolicyGuide`.
-    """
-
-    def __init__(
-        self, rollout: EpisodeProgram, make_policy: Callable[[], PolicyFn], *, within_prior: bool = False
-    ) -> None:
-        super().__init__(lambda *observation: rollout.run(make_policy(), *observation), within_prior=within_prior)
+    def __init__(self, rollout: EpisodeProgram, make_policy: Callable[[], PolicyFn]) -> None:
+        # A tilt keeps the support of the prior.
+        super().__init__(lambda *observation: rollout.run(make_policy(), *observation), within_prior=True)
         self.rollout = rollout
 
 
 def action_distribution(program: Program, observation: Any, time: Any = 0) -> dist.Distribution:
-    """Read off the distribution of the action of a rollout, or of its guide, in one state.
-
-    Args:
-        program: the rollout or guide, with its parameters substituted.
-        observation: what the agent observes in that state.
-        time: the time step.
-    """
+    """Read off the action's distribution in one state, from a rollout or from its guide with parameters substituted."""
     with handlers.block(), handlers.trace() as drawn:
         FoldedKeys(program, dummy_key())(observation, jnp.asarray(time))
     chosen: dist.Distribution = drawn["action"]["fn"]
@@ -109,14 +96,9 @@ class ObservationPolicy(AutoGuide):
 
     @abc.abstractmethod
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
-        """Declare the parameters of a function of (observation, time) by `numpyro.param`, and return the function.
+        """Declare the parameters NAME$… of a function of (observation, time), and return the function.
 
-        Args:
-            key: random key; do not use it again.
-            name: prefix of the parameters' names.
-            rollout: the program to tilt.
-            shape: shape of one value of the function.
-            timed: whether the function depends on time.
+        Its values have this shape, and depend on the time only if `timed`.
         """
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
@@ -149,7 +131,7 @@ class ObservationPolicy(AutoGuide):
 
             return choose
 
-        return RolloutGuide(policy, make_policy, within_prior=True)  # a tilt keeps the support
+        return RolloutGuide(policy, make_policy)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Perturb the last layers of θ so that tilts differ by about one; see `AutoGuide.overdispersed_init`."""
@@ -212,10 +194,7 @@ class LinearPolicy(ObservationPolicy):
 
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$out.weight` and `NAME$out.bias`; see `ObservationPolicy.declare`."""
-        features = _Features(rollout, timed=timed)
-        weight = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), features.size)))
-        bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
-        return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
+        return _declare_network(key, name, _Features(rollout, timed=timed), shape, ())
 
 
 def network_bytes(given: Mapping[str, Any]) -> float:
@@ -251,23 +230,29 @@ class NetworkPolicy(ObservationPolicy):
 
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare the arrays of a network, the last layer zero; see `ObservationPolicy.declare`."""
-        features = _Features(rollout, timed=timed)
-        sizes = (features.size, *(self.hidden,) * self.depth)
-        layers = []
-        for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
-            start = partial(_orthogonal, fold_in(key, index), wide, narrow)
-            weight = numpyro.param(f"{name}$layer{index}.weight", start)
-            layers.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
-        last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), self.hidden)))
-        bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
+        return _declare_network(key, name, _Features(rollout, timed=timed), shape, (self.hidden,) * self.depth)
 
-        def network(observation: Any, time: Array) -> Array:
-            x = features(observation, time)
-            for weight, shift in layers:
-                x = jnp.tanh(weight @ x + shift)
-            return (last @ x + bias).reshape(shape)
 
-        return network
+def _declare_network(
+    key: PRNGKey, name: str, features: "_Features", shape: tuple[int, ...], hidden: tuple[int, ...]
+) -> Callable[[Any, Array], Array]:
+    """Declare a tanh network whose last layer is zero; without hidden layers it is a linear map."""
+    layers, narrow = [], features.size
+    for index, wide in enumerate(hidden):
+        start = partial(_orthogonal, fold_in(key, index), wide, narrow)
+        weight = numpyro.param(f"{name}$layer{index}.weight", start)
+        layers.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
+        narrow = wide
+    last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), narrow)))
+    bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
+
+    def network(observation: Any, time: Array) -> Array:
+        x = features(observation, time)
+        for weight, shift in layers:
+            x = jnp.tanh(weight @ x + shift)
+        return (last @ x + bias).reshape(shape)
+
+    return network
 
 
 def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:

@@ -37,15 +37,7 @@ type PolicyFn = Callable[[Any, Array], PolicyOutput]
 
 @dataclass(frozen=True, eq=False)
 class EpisodeProgram(abc.ABC):
-    """A policy in an environment as a program: what simulated and recorded rollouts share.
-
-    Attributes:
-        environment: the environment in which the policy acts.
-        horizon: number of steps.
-        discount: γ, in (0, 1].
-        prior: the policy to start from and the reference of the KL, a function from an observation and the time
-            step to a distribution of actions; by default the environment's own.
-    """
+    """A policy in an environment as a program: what simulated and recorded rollouts share; see `Rollout`."""
 
     environment: Environment
     horizon: Count
@@ -62,11 +54,9 @@ class EpisodeProgram(abc.ABC):
         return PolicyOutput(prior)
 
     def run(self, choose: PolicyFn, *observation: Any) -> Any:
-        """Run with another policy in place of the prior.
+        """Run with another policy in place of the prior; one that values states adds the sites of `ActorCritic`.
 
-        Args:
-            choose: the policy. A policy that values states adds the sites `value$`, `weight$` and `continue$`.
-            *observation: an observation and perhaps a time step (0 by default); if given, only one action is drawn.
+        With an observation, and perhaps a time step (0 by default), it only draws one action.
         """
         if observation:
             seen, time = (*observation, jnp.asarray(0))[:2]

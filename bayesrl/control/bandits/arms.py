@@ -201,14 +201,18 @@ class LinearArms(Bandit):
         return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
 
     def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
-        """Condition θ on Normal observations by a rank-one update of the precision."""
+        """Move the mode of θ along Λ⁻¹·x, where Λ is the precision and x the arm's features, and add curvature·x·xᵀ."""
         mean, precision = state
-        x = _features_of(context, arm) / self.noise
-        # Sherman–Morrison: the new mean needs no solve with the new precision.
+        x = jnp.take_along_axis(context, arm[:, None, None], 1)[:, 0]
         direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
-        surprise = reward / self.noise - (x * mean).sum(-1)
-        gain = surprise / (1 + (x * direction).sum(-1))
-        return mean + gain[:, None] * direction, precision + x[:, :, None] * x[:, None, :]
+        moved, curvature = self._condition((x * mean).sum(-1), (x * direction).sum(-1), reward)
+        added = curvature[:, None, None] * x[:, :, None] * x[:, None, :]
+        return mean + moved[:, None] * direction, precision + added
+
+    def _condition(self, value: Array, variance: Array, reward: Array) -> tuple[Array, Array]:
+        """Return the step of the mode along Λ⁻¹·x, and the curvature there, from the posterior of x·θ and a reward."""
+        # Sherman–Morrison: the new mode needs no solve with the new precision.
+        return (reward - value) / (self.noise**2 + variance), jnp.full_like(value, self.noise**-2)
 
     def posterior(self, state: tuple[Array, Array], context: Array) -> LinearBelief:
         """Return the posterior of x·θ."""
@@ -258,28 +262,16 @@ class LogisticArms(LinearArms):
         """Return Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
-    def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
-        """Move to the new mode, which lies in the direction Λ⁻¹·x, and add p·(1 − p)·x·xᵀ."""
-        mean, precision = state
-        x = _features_of(context, arm)
-        direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
-        before, spread = (x * mean).sum(-1), (x * direction).sum(-1)
-
+    def _condition(self, value: Array, variance: Array, reward: Array) -> tuple[Array, Array]:
         def newton(_: Any, moved: Array) -> Array:
-            # The mode is mean + moved·Λ⁻¹·x with moved = reward − σ(before + spread·moved): one unknown.
-            p = jax.nn.sigmoid(before + spread * moved)
-            return moved - (moved - (reward - p)) / (1 + spread * p * (1 - p))
+            # The mode is mean + moved·Λ⁻¹·x with moved = reward − σ(value + variance·moved): one unknown.
+            p = jax.nn.sigmoid(value + variance * moved)
+            return moved - (moved - (reward - p)) / (1 + variance * p * (1 - p))
 
-        moved = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros_like(before))
-        p = jax.nn.sigmoid(before + spread * moved)
-        curvature = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
-        return mean + moved[:, None] * direction, precision + curvature
+        moved = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros_like(value))
+        p = jax.nn.sigmoid(value + variance * moved)
+        return moved, p * (1 - p)
 
     def posterior(self, state: tuple[Array, Array], context: Array) -> LogisticBelief:
         """Return the posterior of σ(x·θ)."""
         return LogisticBelief(context, state[0], jnp.linalg.cholesky(state[1]))
-
-
-def _features_of(context: Array, arm: Array) -> Array:
-    """Pick the features of the chosen arm, [runs, features]."""
-    return jnp.take_along_axis(context, arm[:, None, None], 1)[:, 0]

@@ -26,9 +26,6 @@ def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[f
         b: parameter of the Beta, above 0.
         discount: γ, in [0, .999].
 
-    Returns:
-        The index, reward units per step.
-
     Raises:
         ControlError: a number is out of range.
 

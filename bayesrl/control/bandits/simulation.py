@@ -81,9 +81,6 @@ def play_bandit(
         num_steps: steps of each run.
         num_runs: number of runs.
 
-    Returns:
-        `BanditRuns`.
-
     Raises:
         ControlError: a number is below 1; the bandit or the rule is not one; the rule does not return integers of the
             right shape, or returns an action that the bandit does not have; a value of the bandit is not finite.

@@ -54,11 +54,7 @@ class EnvInterface(NamedTuple):
 
 
 def detect_interface(env: Any) -> EnvInterface:
-    """Detect the interface of an environment.
-
-    Raises:
-        ControlError: the interface is unknown.
-    """
+    """Detect the interface of an environment, or refuse one of no known library."""
     if callable(getattr(env, "init", None)) and not callable(getattr(env, "reset", None)):
         return PGX
     if _num_arguments(env.step) >= 4:
@@ -103,9 +99,8 @@ def _as_key(words: Array) -> Any:
     return jax.random.wrap_key_data(words.astype(jnp.uint32))
 
 
-def _gymnax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    seen, state = _unpack(env, env.reset(_as_key(words), params), "reset", "observation, state")
-    return seen, state
+def _gymnax_start(env: Any, words: Array, params: Any) -> Any:
+    return _unpack(env, env.reset(_as_key(words), params), "reset", "observation, state")
 
 
 def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
@@ -141,18 +136,6 @@ def _split_done(env: Any, after: Any, done: Any, info: Any, params: Any, *, own:
     return done, jnp.zeros((), bool)
 
 
-def _brax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    state = env.reset(words)
-    return state.obs, state
-
-
-def _brax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    after = env.step(state, action)
-    done = jnp.asarray(after.done, bool)
-    cut = jnp.logical_and(done, jnp.asarray((getattr(after, "info", None) or {}).get("truncation", 0), bool))
-    return EnvStep(after.obs, after, after.reward, jnp.logical_and(done, ~cut), cut)
-
-
 def _jumanji_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
     state, first = env.reset(words)
     return first.observation, state
@@ -164,35 +147,38 @@ def _jumanji_step(env: Any, words: Array, state: Any, action: Any, params: Any) 
     return EnvStep(step.observation, after, step.reward, last & ~going_on, last & going_on)
 
 
-def _navix_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    state = env.reset(words)
-    return state.observation, state
+def _of_state(read: Callable[[Any, Any], EnvStep], *, begin: str = "reset", keyed: bool = False) -> EnvInterface:
+    """Make the interface of a library whose states themselves hold what was observed, earned and ended."""
+
+    def start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
+        state = getattr(env, begin)(words)
+        return read(env, state).observation, state
+
+    def step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
+        return read(env, env.step(state, action, *([words] if keyed and _num_arguments(env.step) >= 3 else [])))
+
+    return EnvInterface(keyed, start, step)
 
 
-def _navix_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    after = env.step(state, action)
-    kind = jnp.asarray(after.step_type)
-    return EnvStep(after.observation, after, after.reward, kind == 2, kind == 1)
+def _read_brax(env: Any, state: Any) -> EnvStep:
+    done = jnp.asarray(state.done, bool)
+    cut = jnp.logical_and(done, jnp.asarray((getattr(state, "info", None) or {}).get("truncation", 0), bool))
+    return EnvStep(state.obs, state, state.reward, jnp.logical_and(done, ~cut), cut)
 
 
-def _pgx_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    state = env.init(words)
-    return _pgx_seen(state), state
+def _read_navix(env: Any, state: Any) -> EnvStep:
+    kind = jnp.asarray(state.step_type)
+    return EnvStep(state.observation, state, state.reward, kind == 2, kind == 1)
 
 
-def _pgx_seen(state: Any) -> dict[str, Any]:
-    return {"observation": state.observation, MASK: state.legal_action_mask}
-
-
-def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    takes_key = _num_arguments(env.step) >= 3
-    after = env.step(state, action, words) if takes_key else env.step(state, action)
-    if jnp.shape(after.rewards) != (1,):
+def _read_pgx(env: Any, state: Any) -> EnvStep:
+    if jnp.shape(state.rewards) != (1,):
         raise ControlError(
-            f"{type(env).__name__} has {jnp.size(after.rewards)} players; give it a step that plays the others' moves, "
+            f"{type(env).__name__} has {jnp.size(state.rewards)} players; give it a step that plays the others' moves, "
             "and one reward"
         )
-    return EnvStep(_pgx_seen(after), after, after.rewards[0], after.terminated, after.truncated)
+    seen = {"observation": state.observation, MASK: state.legal_action_mask}
+    return EnvStep(seen, state, state.rewards[0], state.terminated, state.truncated)
 
 
 def _unpack(env: Any, given: Any, method: str, names: str) -> Any:
@@ -212,10 +198,10 @@ def same_layout(one: Any, other: Any) -> bool:
 
 
 GYMNAX = EnvInterface(True, _gymnax_start, _gymnax_step)
-BRAX = EnvInterface(False, _brax_start, _brax_step)
+BRAX = _of_state(_read_brax)
 JUMANJI = EnvInterface(False, _jumanji_start, _jumanji_step)
-NAVIX = EnvInterface(False, _navix_start, _navix_step)
-PGX = EnvInterface(True, _pgx_start, _pgx_step)
+NAVIX = _of_state(_read_navix)
+PGX = _of_state(_read_pgx, begin="init", keyed=True)
 
 
 def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:

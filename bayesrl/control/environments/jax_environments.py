@@ -42,15 +42,6 @@ class RandomWords(dist.Distribution):
         """Return zero: the density cancels."""
         return jnp.zeros(jnp.shape(value)[:-1])
 
-    def tree_flatten(self) -> Any:
-        """Flatten; there are no parameters."""
-        return (), ()
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: Any, params: Any) -> "RandomWords":
-        """Rebuild the distribution."""
-        return cls()
-
 
 @checked(ControlError)
 @dataclass(frozen=True)

@@ -92,26 +92,23 @@ class LoggedData:
         for name, values in given.items():
             if values.shape[: action.ndim] != action.shape or (name != "observation" and values.ndim != action.ndim):
                 raise ControlError(f"{name} has shape {values.shape}, and action {action.shape}; use one row for each")
-        self._check(given["reward"], "reward", held, np.isfinite(given["reward"]), "make it finite")
-        fine = (given["propensity"] > 0) & (given["propensity"] <= 1 + _TOLERANCE)
-        self._check(
-            given["propensity"],
-            "propensity",
-            held,
-            fine,
-            "an action of probability 0 cannot be corrected for; use probabilities in (0, 1], or leave the row out",
-        )
         count = int(action.max()) + 1 if self.num_actions is None else self.num_actions
-        self._check(action, "action", held, (action >= 0) & (action < count), f"use 0 to {count - 1}")
+        reward, propensity = given["reward"], given["propensity"]
+        uncorrected = (
+            "an action of probability 0 cannot be corrected for; use probabilities in (0, 1], or leave the row out"
+        )
+        for name, fine, remedy in (
+            ("reward", np.isfinite(reward), "make it finite"),
+            ("propensity", (propensity > 0) & (propensity <= 1 + _TOLERANCE), uncorrected),
+            ("action", (action >= 0) & (action < count), f"use 0 to {count - 1}"),
+        ):
+            for bad in np.argwhere(held & ~fine)[:1]:
+                place = tuple(int(i) for i in bad)
+                row = place[0] if len(place) == 1 else place
+                raise ControlError(f"{name} of row {row} is {given[name][place]}; {remedy}")
         for name, values in given.items():
             object.__setattr__(self, name, values)
         object.__setattr__(self, "num_actions", count)
-
-    def _check(self, values: Any, name: str, held: np.ndarray, fine: np.ndarray, remedy: str) -> None:
-        bad = held & ~fine
-        if bad.any():
-            place = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise ControlError(f"{name} of row {place[0] if len(place) == 1 else place} is {values[place]}; {remedy}")
 
     @property
     def num_rows(self) -> int:
@@ -190,16 +187,14 @@ def evaluate_off_policy(
     from scipy.special import ndtri
 
     table = _table("probs", probs, data)
-    if (table < -_TOLERANCE).any() or (np.abs(table.sum(-1) - 1) > _TOLERANCE)[_held(data)].any():
+    held, steps, rewards = _by_step(data)
+    if (table < -_TOLERANCE).any() or (np.abs(table.sum(-1) - 1) > _TOLERANCE)[held].any():
         raise ControlError("probs is not a distribution in some row; make each row sum to 1")
-    steps = data.action.reshape(data.num_rows, -1)
-    held = _held(data)
     taken = np.take_along_axis(table, steps[..., None], -1)[..., 0]
     # Padding has ratio 1, so that an episode that ended early keeps its weight to the last step.
     ratio = np.where(held, taken / np.where(held, data.propensity.reshape(steps.shape), 1.0), 1.0)
     weights = np.cumprod(ratio, 1)
     gammas = data.discount ** np.arange(steps.shape[1])
-    rewards = np.where(held, data.reward.reshape(steps.shape), 0.0)
     num = len(steps)
     if method == "snips":
         means = weights.mean(0)
@@ -238,17 +233,16 @@ def _table(name: str, values: Any, data: LoggedData) -> np.ndarray:
     return table.reshape(data.num_rows, -1, wanted[-1])
 
 
-def _held(data: LoggedData) -> np.ndarray:
-    held: np.ndarray = data.mask.reshape(data.num_rows, -1)
-    return held
+def _by_step(data: LoggedData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which steps count, their actions, and their rewards, 0 where they do not, each [rows, steps]."""
+    held, action, reward = (x.reshape(data.num_rows, -1) for x in (data.mask, data.action, data.reward))
+    return held, action, np.where(held, reward, 0.0)
 
 
 def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.ndarray:
     """Predict the return to come by ridge regression on the observation, each fold from the others."""
     # A row that helped to fit q̂ would correlate with its own error, and dr would lose its unbiasedness.
-    held = _held(data)
-    steps = data.action.reshape(held.shape)
-    rewards = np.where(held, data.reward.reshape(held.shape), 0.0)
+    held, steps, rewards = _by_step(data)
     to_go = returns_to_go(rewards, data.discount)
     features = _features(data).reshape(*held.shape, -1)
     predicted = np.zeros((*held.shape, int(data.num_actions or 1)))

@@ -1,13 +1,13 @@
 """Read the model that a Gymnasium environment publishes as its table `P`, through the wrappers around it."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bayesrl.arguments import user_code
+from bayesrl.control.environments.tabular import as_floats
 from bayesrl.errors import ControlError
 
 type Outcomes = list[tuple[float, int, float, bool]]
@@ -64,8 +64,7 @@ def has_model(environment: Any) -> bool:
 
 def env_name(environment: Any) -> str:
     """Return the id of an environment, or the name of its type."""
-    spec = getattr(environment, "spec", None)
-    return spec.id if spec is not None else type(environment).__name__
+    return getattr(getattr(environment, "spec", None), "id", type(environment).__name__)
 
 
 def wrappers_around(environment: Any) -> list[Any]:
@@ -118,21 +117,25 @@ def read_published_model(environment: Any) -> PublishedModel:
     if not callable(getattr(bare, "step", None)):  # a table, and no environment to play
         return model
     inside_out = list(zip(reversed(wrappers_around(core)), reversed(kinds), strict=True))
-    observe = [wrapper.observation for wrapper, kind in inside_out if kind == "observation"]
-    act = [wrapper.action for wrapper, kind in reversed(inside_out) if kind == "action"]
-    pay = [wrapper.reward for wrapper, kind in inside_out if kind == "reward"]
+
+    def through(kind: str, value: Any) -> Any:
+        """Send a value through the wrappers of its kind: an action inwards, an observation or a reward outwards."""
+        for wrapper, own in reversed(inside_out) if kind == "action" else inside_out:
+            value = getattr(wrapper, kind)(value) if own == kind else value
+        return value
+
     space = core.action_space
     if not (_is_discrete(space) and _is_discrete(bare.action_space)):
         raise ControlError(f"actions of {core} are {space}, and the published model knows finitely many")
     actions = [int(space.start) + a for a in range(int(space.n))]
     with user_code(f"a wrapper of {core}, called alone,", ControlError, "take it off"):
-        columns = [int(_apply(act, a)) - first for a in actions]
-        seen = [_apply(observe, s) for s in states]
+        columns = [int(through("action", a)) - first for a in actions]
+        seen = [through("observation", s) for s in states]
         wrong = [a for a, column in zip(actions, columns, strict=True) if not 0 <= column < len(table[0])]
         if wrong:
             raise ControlError(f"action {wrong[0]} becomes none of the {len(table[0])} of the published model")
         paid = [
-            [[(p, to, float(_apply(pay, r)), end) for p, to, r, end in row[column]] for column in columns]
+            [[(p, to, float(through("reward", r)), end) for p, to, r, end in row[column]] for column in columns]
             for row in table
         ]
     limit = time_limit(environment)
@@ -145,15 +148,12 @@ def _read_start(bare: Any, num_states: int) -> np.ndarray | None:
     start = getattr(bare, "initial_state_distrib", None)
     if start is None:
         return None
-    try:
-        array = np.asarray(start, float)
-    except (TypeError, ValueError) as error:
-        raise ControlError(f"initial_state_distrib of {env_name(bare)} is not an array of numbers: {error}") from error
+    array = as_floats(f"initial_state_distrib of {env_name(bare)}", start)
     if array.ndim != 1 or not (array >= 0).all() or not 0 < array.sum() < np.inf:
         raise ControlError(f"initial_state_distrib of {env_name(bare)} is not a distribution: {array!r}")
     if len(array) != num_states:
         raise ControlError(f"initial_state_distrib has {len(array)} numbers, and the table P has {num_states} states")
-    return np.asarray(array / array.sum())
+    return array / array.sum()
 
 
 def _read_table(bare: Any) -> tuple[int, list[list[Outcomes]]]:
@@ -237,12 +237,6 @@ def _is_discrete(space: Any) -> bool:
 
 def _is_gymnasium(kind: type[Any]) -> bool:
     return kind.__module__.partition(".")[0] == "gymnasium"
-
-
-def _apply(steps: list[Callable[[Any], Any]], value: Any) -> Any:
-    for step in steps:
-        value = step(value)
-    return value
 
 
 def observation_key(seen: Any) -> Any:

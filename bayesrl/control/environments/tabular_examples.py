@@ -37,16 +37,9 @@ def river_swim(
     """
     _check_states(f"river_swim(num_states={num_states})", num_states)
     last = num_states - 1
-    table = []
-    for state in range(num_states):
-        left = [(max(state - 1, 0), 1.0, 0.005 if state == 0 else 0.0)]
-        if state == 0:
-            right = [(0, 0.4, 0.0), (1, 0.6, 0.0)]
-        elif state == last:
-            right = [(last - 1, 0.4, 1.0), (last, 0.6, 1.0)]
-        else:
-            right = [(state - 1, 0.05, 0.0), (state, 0.6, 0.0), (state + 1, 0.35, 0.0)]
-        table.append([left, right])
+    table = [[[(s - 1, 1.0, 0.0)], [(s - 1, 0.05, 0.0), (s, 0.6, 0.0), (s + 1, 0.35, 0.0)]] for s in range(num_states)]
+    table[0] = [[(0, 1.0, 0.005)], [(0, 0.4, 0.0), (1, 0.6, 0.0)]]
+    table[last][1] = [(last - 1, 0.4, 1.0), (last, 0.6, 1.0)]
     return from_outcomes(
         table,
         horizon=horizon,
@@ -76,14 +69,8 @@ def n_chain(
     last = num_states - 1
     table = []
     for state in range(num_states):
-        forward = (min(state + 1, last), 10.0 if state == last else 0.0)
-        back = (0, 2.0)
-        table.append(
-            [
-                [(forward[0], 1 - slip, forward[1]), (back[0], slip, back[1])],
-                [(back[0], 1 - slip, back[1]), (forward[0], slip, forward[1])],
-            ]
-        )
+        to, pay = min(state + 1, last), 10.0 if state == last else 0.0
+        table.append([[(to, 1 - slip, pay), (0, slip, 2.0)], [(0, 1 - slip, 2.0), (to, slip, pay)]])
     return from_outcomes(
         table,
         horizon=horizon,
@@ -112,16 +99,12 @@ def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> Tabula
     """
     _check_states(f"deep_sea(size={size})", size * size)
     end = size * size
-    table: list[list[list[tuple[int, float, float]]]] = []
-    for row in range(size):
-        for column in range(size):
-            below = row + 1
-            moves = []
-            for step, cost in ((-1, 0.0), (1, -0.01 / size)):
-                to = min(max(column + step, 0), size - 1)
-                won = 1.0 if step == 1 and row == column == size - 1 else 0.0
-                moves.append([(end if below == size else below * size + to, 1.0, cost + won)])
-            table.append(moves)
+    table = []
+    for cell in range(end):
+        below, column = size * (cell // size + 1), cell % size
+        left, right = (min(below + max(column - 1, 0), end), min(below + min(column + 1, size - 1), end))
+        won = 1.0 if cell == end - 1 else 0.0
+        table.append([[(left, 1.0, 0.0)], [(right, 1.0, won - 0.01 / size)]])
     table.append([[(end, 1.0, 0.0)], [(end, 1.0, 0.0)]])
     return from_outcomes(
         table,
@@ -181,11 +164,9 @@ def grid_world(
             continue
         targets = [_neighbour(rows, cell, move) for move in _MOVES.values()]
         earned = [step_reward + pay.get(letters[to], 0.0) for to in targets]
-        outcomes = []
-        for action in range(4):
-            shares = ((action, 1 - slip), ((action + 1) % 4, slip / 2), ((action - 1) % 4, slip / 2))
-            outcomes.append([(targets[way], share, earned[way]) for way, share in shares])
-        table.append(outcomes)
+        turns = ((0, 1 - slip), (1, slip / 2), (-1, slip / 2))  # straight on, to the right, to the left
+        ways = [[((action + turn) % 4, share) for turn, share in turns] for action in range(4)]
+        table.append([[(targets[way], share, earned[way]) for way, share in outcomes] for outcomes in ways])
     kinds = np.array(list(letters))
     start = (kinds == "S") / (kinds == "S").sum()
     return from_outcomes(

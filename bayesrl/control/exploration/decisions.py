@@ -13,10 +13,6 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 
-def _num_values(belief: Any) -> int:
-    return max(min((np.size(leaf) for leaf in jax.tree.leaves(belief)), default=1), 1)
-
-
 class Decision(NamedTuple):
     """What draws of action values say about a choice between the actions.
 
@@ -51,7 +47,9 @@ class Decision(NamedTuple):
 @checked(
     ControlError,
     MemoryNeed(
-        lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"
+        lambda given: 12.0 * given["num_samples"] * min(map(np.size, jax.tree.leaves(given["belief"])), default=1),
+        ("num_samples",),
+        "ask for fewer",
     ),
 )
 def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
@@ -61,9 +59,6 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
         key: random key; do not use it again.
         belief: the posterior of the values of the actions.
         num_samples: number of draws; the standard error of a probability is at most .5 / √num_samples.
-
-    Returns:
-        `Decision`.
 
     Raises:
         ControlError: num_samples is below 1; `belief` is not a belief, or its draws are not finite, as for a Beta with
@@ -78,19 +73,6 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
         >>> bool(best_action_probabilities(jax.random.key(0), belief).p_optimal[0] > 0.99)
         True
     """
-    _check_belief(key, belief)
-    values = jax.lax.map(belief.sample, split(key, num_samples))
-    # Under jit, the values are not known yet, so there is nothing to check.
-    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
-        raise ControlError(
-            f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
-            "least 1 for a Beta"
-        )
-    return Decision.from_samples(values)
-
-
-def _check_belief(key: PRNGKey, belief: Any) -> None:
-    """Refuse anything that does not give draws [..., actions]."""
     try:
         shape = jax.eval_shape(belief.sample, key).shape
     except (TypeError, ValueError) as error:
@@ -99,3 +81,11 @@ def _check_belief(key: PRNGKey, belief: Any) -> None:
         ) from error
     if not shape:
         raise ControlError(f"{belief!r} is of a single value; pass arrays [..., actions]")
+    values = jax.lax.map(belief.sample, split(key, num_samples))
+    # Under jit, the values are not known yet, so there is nothing to check.
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        raise ControlError(
+            f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
+            "least 1 for a Beta"
+        )
+    return Decision.from_samples(values)

@@ -26,6 +26,7 @@ class RecordedValue(dist.Distribution):
     """
 
     recorded = True
+    pytree_aux_fields = ("dtype", "num_values")
 
     def __init__(self, shape: tuple[int, ...] = (), dtype: Any = float, num_values: int | None = None) -> None:
         self.dtype = jnp.zeros((), dtype).dtype
@@ -37,11 +38,7 @@ class RecordedValue(dist.Distribution):
         """Integers from 0 on, booleans, or real numbers."""
         if self.num_values is not None:
             return constraints.integer_interval(0, self.num_values - 1)
-        return (
-            constraints.boolean
-            if self.dtype == bool
-            else constraints.independent(constraints.real, len(self.event_shape))
-        )
+        return constraints.boolean if self.dtype == bool else constraints.independent(constraints.real, self.event_dim)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Return zeros."""
@@ -52,15 +49,6 @@ class RecordedValue(dist.Distribution):
         shape = jnp.shape(value)
         return jnp.zeros(shape[: len(shape) - len(self.event_shape)])
 
-    def tree_flatten(self) -> Any:
-        """Flatten; all parts are static."""
-        return (), (self.event_shape, self.dtype, self.num_values)
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: Any, params: Any) -> "RecordedValue":
-        """Rebuild it from its static parts."""
-        return cls(*aux_data)
-
 
 def mask_actions(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
     """Restrict a Categorical to the allowed actions, [..., actions]; if none is allowed, keep all."""
@@ -70,12 +58,7 @@ def mask_actions(actions: dist.Distribution, allowed: Array) -> dist.Distributio
 
 @dataclass(frozen=True)
 class ExternalEnvironment(Environment):
-    """An environment that is not a program, described only by its observations and its prior policy.
-
-    Args:
-        observations: the observations that policies see.
-        actions: the distribution of actions from which policies start.
-    """
+    """An environment that is not a program: the observations that policies see, and the prior of their actions."""
 
     observations: Observations
     actions: dist.Distribution

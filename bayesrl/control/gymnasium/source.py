@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -110,12 +111,9 @@ class GymnasiumSource(BatchSource):
         what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
         recorded = 10.0 * self.num_envs * self.window  # bytes of an observation, a reward, a log-probability, flags
         check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
-        probe = open_environments(self, 1, self.seed)
-        try:
+        with closing(open_environments(self, 1, self.seed)) as probe:
             self.actions: Actions = describe_actions(probe.single_action_space)
             self.observations: Observations = self._observed(probe)
-        finally:
-            probe.close()
         self.steps_taken = 0
         self._playing: VectorRunner | None = None
         self._lanes: list[GymnasiumSource] = []
@@ -171,11 +169,8 @@ class GymnasiumSource(BatchSource):
         """
         failed = self.failures.count
         try:
-            playing = self._open(1, self.seed)
-            try:
+            with closing(self._open(1, self.seed)) as playing:
                 found = playing.estimate_return_scale(discount, self.seed)
-            finally:
-                playing.close()
         except ControlError:  # play will raise it again
             found = 1.0
         self.failures.count = failed  # failures in these random steps do not count
@@ -273,15 +268,13 @@ class GymnasiumSource(BatchSource):
         discount = getattr(programs.policy, "discount", 1.0)
         key, seeding = split_keys(key)
         seed = int(np.asarray(key_data(seeding))[0] % 2**30)
-        playing = self._open(min(num_episodes, self.num_envs), seed)
-        number = playing.number
-        # Each environment plays a fixed number of episodes: to take whichever end first would favour short ones.
-        wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
-        played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
         decide_all = _Compiled(programs, self.behaviour).decide  # fresh: the programs may read other numbers now
-        try:
+        with closing(self._open(min(num_episodes, self.num_envs), seed)) as playing:
+            # Each environment plays a fixed number of episodes: to take whichever end first would favour short ones.
+            wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), playing.number)])
+            played = np.zeros(playing.number, int)
             while len(spans) < num_episodes:
                 seen = playing.observation
                 chosen = jax.device_get(decide_all(params, key, np.asarray(len(steps), np.int32), seen))
@@ -295,8 +288,6 @@ class GymnasiumSource(BatchSource):
                 for i in np.flatnonzero(step.ended & ~step.failed & (played < wanted)):
                     spans.append((int(played[i]), int(i), len(steps) - int(step.length[i]), len(steps)))
                     played[i] += 1
-        finally:
-            playing.close()
         # Sorted by seed: the order of their ends would put short ones first.
         return _as_draws([np.stack(part, 1) for part in zip(*steps, strict=True)], sorted(spans), discount)
 
