@@ -269,6 +269,7 @@ class _Features:
 
     def __call__(self, observation: Any, time: Array) -> Array:
         features = self.environment.features(observation)
+        # Time runs from −1 to 1, the size of other features.
         return jnp.append(features, 2.0 * time / self.horizon - 1.0) if self.timed else features
 
 

@@ -155,7 +155,9 @@ def _of_state(read: Callable[[Any, Any], EnvStep], *, begin: str = "reset", keye
         return read(env, state).observation, state
 
     def step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-        return read(env, env.step(state, action, *([words] if keyed and _num_arguments(env.step) >= 3 else [])))
+        # Steps of pgx take a key only in games that draw.
+        key = [words] if keyed and _num_arguments(env.step) >= 3 else []
+        return read(env, env.step(state, action, *key))
 
     return EnvInterface(keyed, start, step)
 

@@ -205,4 +205,5 @@ class JaxEnvironment(Environment):
 
     @property
     def _params(self) -> Any:
+        # Other parameters may be arrays, for which == "default" gives no single answer.
         return getattr(self.env, "default_params", None) if isinstance(self.params, str) else self.params

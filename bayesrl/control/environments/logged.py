@@ -200,8 +200,8 @@ def evaluate_off_policy(
         means = weights.mean(0)
         if not (means > 0).all():
             raise ControlError(
-                f"no row does up to step {int(np.argmin(means > 0))} what the policy might, so its weights have no "
-                "mean for 'snips' to divide by; use method='dr', or logs of a policy that takes such actions"
+                f"no row follows the policy up to step {int(np.argmin(means > 0))}, so 'snips' would divide by weights "
+                "of mean 0; use method='dr', or logs of a policy that takes such actions"
             )
         each = (weights * rewards / means * gammas).mean(0)
         mean = float(each.sum())
@@ -228,8 +228,6 @@ def _table(name: str, values: Any, data: LoggedData) -> np.ndarray:
     wanted = (*data.action.shape, data.num_actions)
     if table.shape != wanted:
         raise ControlError(f"{name} has shape {table.shape}; use {wanted}, one row for each decision")
-    if not np.isfinite(table).all():
-        raise ControlError(f"{name} has numbers that are not finite; make them finite")
     return table.reshape(data.num_rows, -1, wanted[-1])
 
 
@@ -293,7 +291,9 @@ class LoggedEnvironment(Environment):
 
     def __init__(self, data: LoggedData, values: FiniteNumbersOrNone = None) -> None:
         if data.action.ndim != 1:
-            raise ControlError(f"the data are of {data.action.shape[1]} steps; fits are to single decisions")
+            raise ControlError(
+                f"the data are episodes of {data.action.shape[1]} steps; pass single decisions, arrays [rows, ...]"
+            )
         q = _regressed(data) if values is None else _table("values", values, data)
         self.data, self.num_actions = data, int(data.num_actions or 1)
         integers = np.issubdtype(data.observation.dtype, np.integer) and data.observation.ndim == 1

@@ -126,14 +126,14 @@ def read_published_model(environment: Any) -> PublishedModel:
 
     space = core.action_space
     if not (_is_discrete(space) and _is_discrete(bare.action_space)):
-        raise ControlError(f"actions of {core} are {space}, and the published model knows finitely many")
+        raise ControlError(f"actions of {core} are {space}, and a published model has finitely many actions")
     actions = [int(space.start) + a for a in range(int(space.n))]
     with user_code(f"a wrapper of {core}, called alone,", ControlError, "take it off"):
         columns = [int(through("action", a)) - first for a in actions]
         seen = [through("observation", s) for s in states]
         wrong = [a for a, column in zip(actions, columns, strict=True) if not 0 <= column < len(table[0])]
         if wrong:
-            raise ControlError(f"action {wrong[0]} becomes none of the {len(table[0])} of the published model")
+            raise ControlError(f"action {wrong[0]} becomes none of the {len(table[0])} actions of the published model")
         paid = [
             [[(p, to, float(through("reward", r)), end) for p, to, r, end in row[column]] for column in columns]
             for row in table

@@ -82,7 +82,7 @@ class TabularMDP:
             "probabilities": probabilities,
             "rewards": as_floats("rewards", self.rewards),
             "start": np.eye(1, states)[0] if self.start is None else as_floats("start", self.start),
-            "terminal": np.zeros(states, bool) if self.terminal is None else _as_flags(self.terminal),
+            "terminal": np.zeros(states, bool) if self.terminal is None else np.asarray(self.terminal, bool),
             "prior": np.full((states, actions), 1 / actions) if self.prior is None else as_floats("prior", self.prior),
             "action_names": tuple(self.action_names) or tuple(str(a) for a in range(actions)),
         }
@@ -231,13 +231,6 @@ def as_floats(name: str, values: Any) -> np.ndarray:
         return array.astype(float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ControlError(f"{name} is not an array of numbers: {error}; pass one") from error
-
-
-def _as_flags(terminal: Any) -> np.ndarray:
-    flags = as_floats("terminal", terminal)
-    if not np.isin(flags, (0.0, 1.0)).all():
-        raise ControlError(f"terminal={terminal!r} holds more than True and False; pass one of them for each state")
-    return flags.astype(bool)
 
 
 def _check_distributions(what: str, values: np.ndarray, where: str) -> None:

@@ -5,14 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.arguments import Count, CountAboveOne, UnitInterval, check_memory, checked
+from bayesrl.arguments import Count, CountAboveOne, MemoryNeed, UnitInterval, checked
 from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
 from bayesrl.errors import ControlError
 
+_BYTES_OF_STATE = 1000
+"""Least memory of the lists of outcomes of two actions."""
+
+_FITS = MemoryNeed(lambda given: _BYTES_OF_STATE * given["num_states"], ("num_states",), "use a smaller one")
+_SQUARE_FITS = MemoryNeed(lambda given: _BYTES_OF_STATE * given["size"] ** 2, ("size",), "use a smaller one")
 _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
-@checked(ControlError)
+@checked(ControlError, _FITS)
 def river_swim(
     *, num_states: CountAboveOne = 6, horizon: Count | None = 20, discount: UnitInterval = 1.0
 ) -> TabularMDP:
@@ -35,7 +40,6 @@ def river_swim(
     References:
         Strehl & Littman (2008), "An analysis of model-based interval estimation for MDPs", figure 1.
     """
-    _check_states(f"river_swim(num_states={num_states})", num_states)
     last = num_states - 1
     table = [[[(s - 1, 1.0, 0.0)], [(s - 1, 0.05, 0.0), (s, 0.6, 0.0), (s + 1, 0.35, 0.0)]] for s in range(num_states)]
     table[0] = [[(0, 1.0, 0.005)], [(0, 0.4, 0.0), (1, 0.6, 0.0)]]
@@ -50,7 +54,7 @@ def river_swim(
     )
 
 
-@checked(ControlError)
+@checked(ControlError, _FITS)
 def n_chain(
     *, num_states: CountAboveOne = 5, slip: UnitInterval = 0.2, horizon: Count | None = 20, discount: UnitInterval = 1.0
 ) -> TabularMDP:
@@ -65,7 +69,6 @@ def n_chain(
     References:
         Strens (2000), "A Bayesian framework for reinforcement learning", section 5.1.
     """
-    _check_states(f"n_chain(num_states={num_states})", num_states)
     last = num_states - 1
     table = []
     for state in range(num_states):
@@ -81,7 +84,7 @@ def n_chain(
     )
 
 
-@checked(ControlError)
+@checked(ControlError, _SQUARE_FITS)
 def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> TabularMDP:
     """Dive to the far corner of a square: each move right costs .01/size, and only going right all the way pays 1.
 
@@ -97,7 +100,6 @@ def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> Tabula
     References:
         Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
     """
-    _check_states(f"deep_sea(size={size})", size * size)
     end = size * size
     table = []
     for cell in range(end):
@@ -189,9 +191,6 @@ def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
     return row * width + column if inside and rows[row][column] != "#" else cell
 
 
-_BYTES_OF_STATE = 1000
-"""Least memory of the lists of outcomes of two actions."""
-
 TABULAR_EXAMPLES: dict[str, Callable[..., TabularMDP]] = {
     "deep_sea": deep_sea,
     "grid_world": grid_world,
@@ -214,8 +213,3 @@ def mdp_from_name(name: str, **options: Any) -> TabularMDP:
     if name not in TABULAR_EXAMPLES:
         raise ControlError(f"there is no tabular example {name!r}; choose from {', '.join(TABULAR_EXAMPLES)}")
     return TABULAR_EXAMPLES[name](**options)
-
-
-def _check_states(what: str, num_states: int) -> None:
-    """Refuse problems that are too large for memory."""
-    check_memory(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrZero, Seed, UnusedOption, check_memory, checked, real_range
+from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Seed, UnusedOption, checked, real_range
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.random_keys import as_hash_key, fold_in, key_data, split_keys
 from bayesrl.control.exploration.rules import Exploration
@@ -48,12 +48,18 @@ _SEED_STRIDE = 1_000_003
 """Step between the seeds of fits made side by side."""
 
 
-_OPTIONS = UnusedOption(
-    "options", lambda given: callable(given["environment"]), "a function makes the environment: use functools.partial"
+@checked(
+    ControlError,
+    UnusedOption(
+        "options",
+        lambda given: callable(given["environment"]),
+        "a function makes the environment: use functools.partial",
+    ),
+    # 1,000 bytes of an environment, and 10 of an observation, a reward, a log-probability and flags.
+    MemoryNeed(
+        lambda given: given["num_envs"] * (1000.0 + 10.0 * given["window"]), ("num_envs", "window"), "use fewer"
+    ),
 )
-
-
-@checked(ControlError, _OPTIONS)
 @dataclass(eq=False)
 class GymnasiumSource(BatchSource):
     """Play in real environments, and make draws of a policy for `bayesrl.fit(source=...)`.
@@ -108,9 +114,6 @@ class GymnasiumSource(BatchSource):
 
     def __post_init__(self) -> None:
         self.failures = FailureCounter(self.max_failures)
-        what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
-        recorded = 10.0 * self.num_envs * self.window  # bytes of an observation, a reward, a log-probability, flags
-        check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
         with closing(open_environments(self, 1, self.seed)) as probe:
             self.actions: Actions = describe_actions(probe.single_action_space)
             self.observations: Observations = self._observed(probe)

@@ -163,7 +163,7 @@ def _guarded() -> Any:
             except Exception as second:
                 raise ControlError(
                     f"the environment cannot be made again after the episode of seed {self._now} ended with "
-                    f"{type(error).__name__}: {second}; let several follow each other"
+                    f"{type(error).__name__}: {second}; let the function make several, one after another"
                 ) from second
 
     return Guarded

@@ -135,9 +135,9 @@ EPISODES = LoggedData([[0, 1]], [[0, 1]], [[0.0, 1.0]], [[0.5, 0.5]])
         ),
         (
             lambda: evaluate_off_policy(DATA, np.array([[0.0, 1.0], [1.0, 0.0]]), method="snips"),
-            "no row does up to step 0",
+            "no row follows the policy up to step 0",
         ),
-        (lambda: LoggedEnvironment(EPISODES), "are of 2 steps"),
+        (lambda: LoggedEnvironment(EPISODES), "are episodes of 2 steps"),
         (lambda: LoggedData([-1, 1], [0, 1], [0.0, 1.0], [0.5, 0.5]), "from 0 on"),
         (lambda: LoggedData([np.nan, 1.0], [0, 1], [0.0, 1.0], [0.5, 0.5]), "not finite"),
     ],
