@@ -82,14 +82,14 @@ def to_tabular(
             prior = allowed / allowed.sum(-1, keepdims=True)
     if prior is not None and np.shape(prior) != (states, actions):
         raise ControlError(f"prior has shape {np.shape(prior)}; use [states, actions], {(states, actions)}")
-    return _problem(environment, model, start, discount=discount, horizon=horizon, prior=prior)
+    return _problem(environment, model, start, prior, discount=discount, horizon=horizon)
 
 
 def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
     """Compute the model's best action in each state with many steps to go; None if its value has no bound."""
     start = np.full(len(model.table), 1 / len(model.table))
     try:
-        mdp = _problem(environment, model, start, discount=0.99, horizon=None, prior=None)
+        mdp = _problem(environment, model, start, None, discount=0.99)
         best: np.ndarray = soft_value_iteration(mdp, 0.0).policy.argmax(-1)
     except ControlError:
         return None
@@ -97,13 +97,7 @@ def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
 
 
 def _problem(
-    environment: Any,
-    model: PublishedModel,
-    start: np.ndarray,
-    *,
-    discount: float,
-    horizon: int | None,
-    prior: np.ndarray | None,
+    environment: Any, model: PublishedModel, start: np.ndarray, prior: np.ndarray | None, **options: Any
 ) -> TabularMDP:
     table = model.table
     ended, double = _ends(table, start)
@@ -120,18 +114,17 @@ def _problem(
     terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
     name = env_name(environment)
     known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
-    named = all(column < len(known) for column in model.columns)
+    named = max(model.columns) < len(known)
     in_place = model.inside == list(range(len(table)))
     return from_outcomes(
         lists,
         start=start,
         terminal=terminal,
-        discount=discount,
-        horizon=horizon,
         prior=prior,
         layout=_layout_of(model.bare, len(table)) if in_place else None,
         action_names=tuple(known[column] for column in model.columns) if named else (),
         name=name,
+        **options,
     )
 
 
