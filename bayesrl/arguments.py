@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from bayesrl.value_checks import (
     format_value,
     has_no_nan,
     is_traced,
+    is_under_jit,
 )
 
 MOST = 2**31 - 1
@@ -209,7 +211,21 @@ class MemoryNeed(NamedTuple):
     remedy: str
 
 
-def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption | MemoryNeed) -> Callable[[F], F]:
+class Untraced(NamedTuple):
+    """A call that looks at the numbers it is given, and so cannot be part of a `jax.jit`, `jax.vmap` or `jax.grad`.
+
+    Attributes:
+        remedy: what to do instead of calling it there.
+    """
+
+    remedy: str
+
+
+type Rule = UnusedOption | MemoryNeed | Untraced
+"""A condition on several arguments of a call."""
+
+
+def checked[F: Callable[..., Any]](error: type[Exception], *rules: Rule) -> Callable[[F], F]:
     """Check the arguments of a function, or of a class's constructor and public methods, against their annotations.
 
     Signature, annotations and docstring stay as they are. Each call costs some microseconds more. Where an annotation
@@ -218,8 +234,8 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption 
 
     Args:
         error: the class of error to raise; its message names the function, the value and the remedy.
-        *rules: conditions on several arguments: options that would have no effect, and sizes that would not fit into
-            memory; for a class, they apply to its constructor.
+        *rules: conditions on several arguments: options that would have no effect, sizes that would not fit into
+            memory, and traced values; for a class, they apply to its constructor.
 
     Example:
         >>> from bayesrl.arguments import Count, checked
@@ -251,9 +267,7 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption 
     return around
 
 
-def _gate(
-    fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[UnusedOption | MemoryNeed]
-) -> Callable[..., Any]:
+def _gate(fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[Rule]) -> Callable[..., Any]:
     """Wrap one function by its checks."""
     gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
 
@@ -336,7 +350,7 @@ _signature = functools.lru_cache(256)(inspect.signature)
 
 def _keep_rules(
     fn: Callable[..., Any],
-    rules: Sequence[UnusedOption | MemoryNeed],
+    rules: Sequence[Rule],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     error: type[Exception],
@@ -354,6 +368,9 @@ def _keep_rules(
             what = ", ".join(f"{count}={format_value(given[count])}" for count in rule.counts)
             check_memory(rule.num_bytes(given), f"{name}({what})", rule.remedy, error)
             continue
+        if isinstance(rule, Untraced):
+            _refuse_traced(given, rule, error, name)
+            continue
         value, default = given[rule.option], signature.parameters[rule.option].default
         empty = isinstance(value, dict | list | tuple) and not value
         as_default = empty or value is default or (type(value) is type(default) and value == default)
@@ -362,3 +379,11 @@ def _keep_rules(
                 f"{name} got {rule.option}={format_value(value)}, "
                 f"which nothing would read: {rule.because}; leave it out"
             )
+
+
+def _refuse_traced(given: Mapping[str, Any], rule: Untraced, error: type[Exception], name: str) -> None:
+    jax = sys.modules.get("jax")
+    if is_under_jit() or (jax is not None and any(map(is_traced, jax.tree.leaves(dict(given))))):
+        raise error(
+            f"{name} cannot run inside of jax.jit, vmap or grad, where numbers are not known yet; {rule.remedy}"
+        )

@@ -20,6 +20,12 @@ def is_traced(value: Any) -> bool:
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
+def is_under_jit() -> bool:
+    """Whether JAX traces the caller, as under `jax.jit`: all that it computes is then a tracer, constants too."""
+    jax = sys.modules.get("jax")
+    return jax is not None and is_traced(jax.device_put(np.zeros(())))
+
+
 def is_array(value: Any) -> bool:
     """Whether a value is a JAX array of numbers, not of keys."""
     jax = sys.modules.get("jax")
@@ -57,7 +63,7 @@ def is_real(value: Any) -> bool:
     if is_traced(value):
         return True
     try:
-        return math.isfinite(value) and abs(value) <= LARGEST
+        return bool(math.isfinite(value) and abs(value) <= LARGEST)
     except OverflowError:
         return False
 

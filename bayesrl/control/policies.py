@@ -28,6 +28,7 @@ from bayesrl.guides import AutoGuide, PolicyGuide
 from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.value_checks import format_value
 
 _NUM_PROBES = 64
 
@@ -105,7 +106,7 @@ class ObservationPolicy(AutoGuide):
         """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, EpisodeProgram):
             raise GuideError(
-                f"{type(self).__name__} is for programs such as bayesrl.control.Rollout, got {policy!r}; "
+                f"{type(self).__name__} is for programs such as bayesrl.control.Rollout, got {format_value(policy)}; "
                 "use bayesrl.guides.AutoTilt()"
             )
         if not self.stationary and not isinstance(policy, Rollout):

@@ -14,7 +14,7 @@ from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import FiniteSupport, finite_support
+from bayesrl.core.structure import FiniteSupport, finite_support, is_discrete
 from bayesrl.core.trace import Frame, Trace, site_log_prob, trace_program
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
@@ -109,6 +109,11 @@ def _check_names(programs: Programs, drawn: Trace) -> None:
                 f"the guide holds action site {name!r} at a value (obs=...) instead of drawing it; leave obs out"
             )
         if name in structure.actions:
+            if is_discrete(site.fn) != structure[name].discrete:
+                raise GuideError(
+                    f"only one of guide and policy draws site {name!r} from a discrete distribution; draw from "
+                    "distributions with the same support in both"
+                )
             _check_support(name, structure[name].support, finite_support(site.fn))
         shape = tuple(jnp.shape(site.value))
         if name in structure.actions and shape != structure[name].shape:

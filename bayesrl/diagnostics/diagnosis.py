@@ -153,7 +153,25 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
+    if posterior.trained_elsewhere:
+        checks = [check._replace(explanation=_without_options(check.explanation)) for check in checks]
     return Diagnosis(*_verdict(checks, reason), tuple(checks), found)
+
+
+def _without_options(advice: str) -> str:
+    """Put advice in words for a posterior of `Posterior.at`, whose parameters no option of `fit` made."""
+    for option, instead in _ELSEWHERE.items():
+        advice = advice.replace(option, instead)
+    return advice
+
+
+_ELSEWHERE = {
+    " (num_steps=)": "",
+    " (learning_rate=)": "",
+    "one restart; num_restarts=4 would": "one set of parameters; others, trained from other starts, would",
+    "Use more restarts and select('mixture')": "Train from several starts",
+    "more restarts and select('mixture') may": "training from several starts may",
+}
 
 
 def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:

@@ -29,6 +29,7 @@ from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
 from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import State, StepConfig, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
+from bayesrl.value_checks import format_value
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
 """Draws of the latent sites given arguments: (key, args) → {site: [num_samples, ...]}."""
@@ -149,7 +150,7 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
     ):
         drawer: Any = infer(key, program, args, num_samples)
     if not callable(drawer):
-        raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
+        raise EngineError(f"infer gave {format_value(drawer)}, which is no function; give one of (key, args)")
     return drawer
 
 

@@ -125,6 +125,7 @@ class AutoTilt(AutoGuide):
         def tilted(*args: Any) -> Any:
             return TiltHandler(policy, plan, _declare(plan, networks), moments, width)(*args)
 
+        tilted.__wrapped__ = policy  # type: ignore[attr-defined]  # it takes the policy's arguments, and no others
         # Parameters of the policy itself may start at random, and then at other values than those of the prior.
         own = abstract_trace(key, policy, args).trace.params
         return PolicyGuide(tilted, within_prior=True, starts_at_prior=not own)

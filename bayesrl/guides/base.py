@@ -77,6 +77,7 @@ class PolicyGuide:
 
     def __init__(self, program: Program, *, within_prior: bool = False, starts_at_prior: bool = False) -> None:
         self.program, self.within_prior, self.starts_at_prior = program, within_prior, starts_at_prior
+        self.__wrapped__ = program  # so that `inspect.signature` sees its arguments
 
     def __call__(self, *args: Any) -> Any:
         """Run as a guide."""

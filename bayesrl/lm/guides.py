@@ -22,6 +22,7 @@ from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.transformers.base import CausalLM, Transformer
 from bayesrl.lm.transformers.layers.linear_and_norm import Linear, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.value_checks import format_value
 
 _MAX_RATE = 1e-3
 _RATE_TIMES_WIDTH = 0.04
@@ -73,7 +74,7 @@ class AutoModelGuide(AutoGuide):
         """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, PromptedPolicy):
             raise GuideError(
-                f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is not; "
+                f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {format_value(policy)} is not; "
                 "use bayesrl.guides.AutoTilt()"
             )
         model = policy.model if self.start is None else _check_start(self.start, policy)

@@ -16,6 +16,7 @@ from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.objectives.gradient_plan import discontinuous_sites, refuse_jumps
 from bayesrl.typing import Params, PRNGKey
+from bayesrl.value_checks import format_value
 
 
 @checked(ObjectiveError)
@@ -107,6 +108,6 @@ def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
     if isinstance(objective, numpyro_elbo.ELBO):
         return NumPyroELBO(objective)
     raise ObjectiveError(
-        f"objective={objective!r} is neither an objective of bayesrl.objectives nor a NumPyro ELBO; "
+        f"objective={format_value(objective)} is neither an objective of bayesrl.objectives nor a NumPyro ELBO; "
         "pass an instance such as ReverseKL()"
     )

@@ -12,6 +12,7 @@ from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import as_arrays
 from bayesrl.typing import Params, PRNGKey
+from bayesrl.value_checks import is_traced, is_under_jit
 
 _MOST_KEPT = 64
 """Most prepared programs of one policy: one for each shape of the observed arrays and value of the other arguments."""
@@ -43,8 +44,8 @@ class ActionSampler:
         shapes = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
         form = (tree, rest, tuple(map(type, rest)), shapes, key.dtype)
         if form not in self._prepared:
-            if isinstance(jax.device_put(np.zeros(())), jax.core.Tracer):
-                return self._choose(key, *jax.tree.unflatten(tree, leaves))  # under a caller's jit: keep no tracers
+            if is_under_jit():
+                return self._choose(key, *jax.tree.unflatten(tree, leaves))  # keep no tracers
 
             def act(_: None, key: PRNGKey, arrays: list[Any]) -> Any:
                 whole = list(rest)
@@ -74,9 +75,7 @@ class ActionSampler:
 
 def _all_numbers(*arrays: Any) -> bool:
     """Whether arrays have known values, of dtypes that JAX can take."""
-    return not any(
-        isinstance(x, jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufc") for x in arrays
-    )
+    return not any(is_traced(x) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufc") for x in arrays)
 
 
 def _hashable(values: Any) -> bool:

@@ -22,6 +22,7 @@ from bayesrl.posterior.policy_and_guide import bind_params, bind_programs, draw_
 from bayesrl.posterior.sampling import draw_fit, draw_prior
 from bayesrl.statistics.definitions import is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.value_checks import format_value, is_function
 
 DRAW_BUDGET = 4_000_000
 LEAST_DRAWS = 32
@@ -43,16 +44,14 @@ def posterior_at(
     Raises:
         PolicyError, GuideError: the programs do not fit together, or the parameters do not fit them.
     """
-    if isinstance(guide, AutoGuide):
-        raise GuideError(
-            f"guide={type(guide).__name__}(...) is a family, which builds a guide anew for each key; "
-            "pass the guide that was trained: state.guide, or posterior.programs.guide"
-        )
+    guide = _as_trained(guide)
     key = key_from_seed(0)  # for the checks, and for the draws that the posterior carries
     with trace_cache(), host_errors():
         if beta is not None and guide is not None:
             policy, params = _with_trained_policy(policy, guide, params, args, unconstrained=unconstrained)
         bound = bind_programs(key, policy, args, beta, guide)
+        if bound.family is not None:
+            raise GuideError(f"guide=None, and the policy draws {list(bound.programs.structure.actions)}; {_TRAINED}")
         own = bind_params("guide", bound.params, bound.programs.transforms, params, unconstrained=unconstrained)
         draw_and_check(key, bound.programs, own, by_hand=True)
         bare = kind(
@@ -62,10 +61,25 @@ def posterior_at(
             draws={},
             statistics={},
             prior_draws={},
-            settings={f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
+            settings={"trained": "elsewhere"}
+            | {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
             programs=bound.programs,
         )
         return with_draws(fold_in(key, 6), bare, bound.params)
+
+
+_TRAINED = "pass the guide that was trained: state.guide, posterior.programs.guide, or your own function"
+
+
+def _as_trained(guide: Any) -> Program | None:
+    """Return the guide, and refuse one that is no program, and so was not trained."""
+    kind = guide if isinstance(guide, type) else type(guide)
+    if issubclass(kind, AutoGuide):
+        raise GuideError(f"guide={kind.__name__} is a family, which builds a guide anew for each key; {_TRAINED}")
+    if guide is not None and (guide is kind or not is_function(guide)):
+        raise GuideError(f"guide={format_value(guide)} is not a program; {_TRAINED}")
+    trained: Program | None = guide
+    return trained
 
 
 def _with_trained_policy(

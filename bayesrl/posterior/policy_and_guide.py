@@ -21,7 +21,7 @@ from bayesrl.guides import AutoGuide, AutoTilt
 from bayesrl.guides.numpyro_guides import set_up_autoguide
 from bayesrl.posterior.sampling import batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
-from bayesrl.value_checks import is_function
+from bayesrl.value_checks import format_value, is_function
 
 NUM_CHECKED, LEAST_CHECKED = 64, 8
 
@@ -57,7 +57,8 @@ def bind_programs(
     """
     if not callable(policy):
         raise PolicyError(
-            f"policy={policy!r} is not a program; pass a function that calls numpyro.sample and bayesrl.reward"
+            f"policy={format_value(policy)} is not a program; pass a function that calls numpyro.sample and "
+            "bayesrl.reward"
         )
     betas = _betas(beta)
     args = as_arrays(args)
@@ -107,7 +108,7 @@ def _built(
     """Return the guide program and its family."""
     if not structure.actions:
         if guide is not None:
-            raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
+            raise GuideError(f"the policy draws nothing, so guide={format_value(guide)} has no use; leave it out")
         return None, None
     family = AutoTilt() if guide is None else guide
     if isinstance(family, AutoGuide):
@@ -119,7 +120,7 @@ def _built(
         )
     if not is_function(family):
         raise GuideError(
-            f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
+            f"guide={format_value(guide)} is neither a NumPyro program nor a family of bayesrl.guides; "
             "pass a function of the policy's arguments, or AutoTilt()"
         )
     return family, None
@@ -194,40 +195,60 @@ def bind_params(
     Raises:
         GuideError: a parameter is missing, unknown, of the wrong shape, not finite, or outside its constraint.
     """
-    names = f"the {whose} declares {sorted(declared)}"
     missing, unknown = [n for n in declared if n not in given], [n for n in given if n not in declared]
     if missing or unknown:
         what = f"lack {missing[0]!r}" if missing else f"hold {unknown[0]!r}"
         raise GuideError(
-            f"params {what}, and {names}; pass those of this {whose}, as svi.get_params(state) of "
-            "NumPyro or state.params give them"
+            f"params {what}, and the {whose} declares {sorted(declared)}; pass those of this {whose}, as "
+            "svi.get_params(state) of NumPyro or state.params give them"
         )
-    found = {}
-    for name, own in declared.items():
-        transform = transforms.get(name)
-        shapes = own if transform is None or unconstrained else jax.eval_shape(transform, own)
-        try:
-            value = jax.tree.map(jnp.asarray, given[name])
-        except (TypeError, ValueError):
+    return {
+        name: _bind(name, whose, own, None if unconstrained else transforms.get(name), given[name])
+        for name, own in declared.items()
+    }
+
+
+def _bind(name: str, whose: str, own: Any, transform: Any, given: Any) -> Any:
+    """Do `bind_params` for one parameter, whose value is unconstrained if `transform` is None."""
+    declared = own if transform is None else jax.eval_shape(transform, own)
+    try:
+        value = np.asarray(given) if hasattr(own, "shape") else jax.tree.map(np.asarray, given)
+    except (TypeError, ValueError):
+        value = np.asarray(None)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(value)]
+    if not all(jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b" for dtype in dtypes):
+        raise GuideError(f"parameter {name!r} is not made of numbers; pass arrays of the {whose}'s shapes")
+    if _shapes(declared) != _shapes(value):
+        raise GuideError(
+            f"parameter {name!r} has shape {_shapes(value)[0]}, and the {whose} declares {_shapes(declared)[0]}; "
+            f"pass the {whose} and the arguments that it was trained with"
+        )
+    for dtype, like in zip(dtypes, jax.tree.leaves(declared), strict=True):
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(like.dtype, jnp.complexfloating):
             raise GuideError(
-                f"parameter {name!r} is not made of numbers; pass arrays of the {whose}'s shapes"
-            ) from None
-        if _shapes(shapes) != _shapes(value):
-            raise GuideError(
-                f"parameter {name!r} has shape {_shapes(value)[0]}, and the {whose} declares {_shapes(shapes)[0]}; "
-                f"pass the {whose} and the arguments that it was trained with"
+                f"parameter {name!r} is complex, and the {whose} declares real numbers; pass its real part if nothing "
+                "is lost with the other"
             )
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
-            raise GuideError(f"parameter {name!r} is not finite everywhere; pass parameters from before it diverged")
-        if transform is not None and not unconstrained:
-            if not bool(jnp.all(transform.codomain(value))):
-                raise GuideError(
-                    f"parameter {name!r} lies outside of its constraint {transform.codomain}; pass it as the {whose} "
-                    "declares it, or unconstrained=True where it is the unconstrained value"
-                )
-            value = transform.inv(value)
-        found[name] = jax.tree.map(lambda x, y: np.asarray(x, y.dtype), value, own)
-    return found
+    value = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), value, declared)
+    if not _is_finite(value):
+        raise GuideError(f"parameter {name!r} is not finite everywhere; pass parameters from before it diverged")
+    if transform is not None:
+        if not bool(jnp.all(transform.codomain(value))):
+            raise GuideError(
+                f"parameter {name!r} lies outside of its constraint {transform.codomain}; pass it as the {whose} "
+                "declares it, or unconstrained=True where it is the unconstrained value"
+            )
+        value = transform.inv(value)
+        if not _is_finite(value):
+            raise GuideError(
+                f"parameter {name!r} lies on the edge of its constraint {transform.codomain}, where no unconstrained "
+                "value lies; move it inside, such as from 0 to 1e-6"
+            )
+    return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), value, own)
+
+
+def _is_finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
 def _shapes(tree: Any) -> list[Any]:

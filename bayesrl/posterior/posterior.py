@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import softmax
 
-from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, checked
+from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, Untraced, checked
 from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
@@ -77,9 +77,10 @@ class Posterior(Displayable):
     programs: Programs | None = None
     mixture: Any = None
 
-    GIVEN_BY: ClassVar[str] = "as bayesrl.fit or bayesrl.load gives it"
+    GIVEN_BY: ClassVar[str] = "as bayesrl.fit, bayesrl.load or Posterior.at gives it"
 
     @classmethod
+    @checked(PolicyError, Untraced("call it outside, once for each set of parameters"))
     def at(
         cls,
         policy: Program,
@@ -127,6 +128,11 @@ class Posterior(Displayable):
     def num_restarts(self) -> int:
         """Number of restarts."""
         return int(self.history["loss"].shape[-1]) if "loss" in self.history else 1
+
+    @property
+    def trained_elsewhere(self) -> bool:
+        """Whether its parameters were given to `Posterior.at`, so that no option of `fit` can change them."""
+        return self.settings.get("trained") == "elsewhere"
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
     done = int(steps[-1]) if len(steps) else 0
     fits = [pluralize(size, "temperature") for size in posterior._fit_shape[:-1]]
     fits.append(pluralize(posterior.num_restarts, "restart"))
-    told = f"Posterior: {' × '.join(fits)}, {pluralize(done, 'step')}"
+    made = "trained elsewhere" if posterior.trained_elsewhere else pluralize(done, "step")
+    told = f"Posterior: {' × '.join(fits)}, {made}"
     blocks: list[DisplayBlock] = [Line(told + (", stopped before it was done" if posterior.interrupted else ""))]
     if posterior.statistics:
         blocks.append(estimates_table(posterior.beta, posterior.estimates))

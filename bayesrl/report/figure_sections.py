@@ -148,6 +148,9 @@ def _restarts(fit: FitResults) -> Iterator[Content]:
     if not fit.posterior.statistics or fit.posterior.mixture is not None:
         return
     restarts = fit.posterior.num_restarts
+    if fit.posterior.trained_elsewhere:
+        yield "One set of parameters; another, trained from another start, would show whether the start matters."
+        return
     if restarts == 1:
         yield "One restart, so nothing to compare it with; num_restarts=4 would show whether the start matters."
         return

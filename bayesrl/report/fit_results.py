@@ -201,7 +201,7 @@ def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
     settings = posterior.settings
     betas = betas_of(posterior)
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
-    for name in (*_REPEATED, "optimizer", "seed"):
+    for name in (*_REPEATED, "optimizer", "seed", "trained"):
         if name in settings:
             value = settings[name]
             yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
@@ -212,12 +212,14 @@ def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
 def _command(posterior: Posterior) -> str:
     """Write the call that makes a fit again, as far as its settings say."""
     settings, betas = posterior.settings, betas_of(posterior)
-    words = [_key_text(str(settings.get("seed", ""))), "policy", "*args"]
+    elsewhere = posterior.trained_elsewhere
+    first = ["policy", "guide", "params"] if elsewhere else [_key_text(str(settings.get("seed", ""))), "policy"]
+    words = [*first, "*args"]
     if betas != [None]:
         several = f"jnp.array([{', '.join(map(repr, betas))}])"
         words.append(f"beta={betas[0]!r}" if len(posterior.batch_shape) == 1 else f"beta={several}")
     words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
-    return f"bayesrl.fit({', '.join(words)})"
+    return f"bayesrl.{'Posterior.at' if elsewhere else 'fit'}({', '.join(words)})"
 
 
 def _key_text(seed: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, Positive, UnusedOption, checked
+from bayesrl.arguments import Count, Location, Positive, Untraced, UnusedOption, checked
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.random_keys import fold_in
@@ -40,6 +40,7 @@ from bayesrl.typing import Beta, PRNGKey, Program
 
 @checked(
     FitError,
+    Untraced("call it outside: it compiles its own steps, and an array of β and num_restarts run as one program"),
     UnusedOption("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
     UnusedOption("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.elbo import ELBO
 
-from bayesrl.arguments import Count, Positive, UnusedOption, checked
+from bayesrl.arguments import Count, Positive, Untraced, UnusedOption, checked
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.errors import FitError
@@ -23,6 +23,7 @@ from bayesrl.typing import Beta, PRNGKey, Program
 
 @checked(
     FitError,
+    Untraced("call it outside, and put bayesrl.step under jax.jit, or under jax.vmap over states"),
     UnusedOption("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
     UnusedOption("num_steps", lambda given: given["optimizer"] is not None, "only the default optimiser's rate falls"),
 )

@@ -12,6 +12,7 @@ from numpyro.optim import _NumPyroOptim
 from bayesrl.argument_types import CHECKED_IN_BODY
 from bayesrl.errors import FitError
 from bayesrl.typing import Params
+from bayesrl.value_checks import format_value
 
 type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, CHECKED_IN_BODY]
 """An optimiser of Optax, or of `numpyro.optim`."""
@@ -65,7 +66,7 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
         return optax.GradientTransformation(optimizer.init, optimizer.update)
     if isinstance(optimizer, int | float | np.number):
         raise FitError(f"optimizer={optimizer!r} is a number; pass it as learning_rate={optimizer!r}")
-    raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
+    raise FitError(f"optimizer={format_value(optimizer)} is not an Optax optimiser; pass one such as optax.adam(0.01)")
 
 
 def check_update(optimizer: optax.GradientTransformation, params: Params) -> None:

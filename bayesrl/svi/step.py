@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -17,6 +18,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
 from bayesrl.objectives.base import Info, Objective, info_from_reused_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys, Program
+from bayesrl.value_checks import LEAST, format_value, is_real, is_traced
 
 AVERAGING_POWER = 8.0
 """η of polynomial-decay averaging (Shamir & Zhang 2013): about the last 1/η of the run counts."""
@@ -167,8 +169,8 @@ def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
     """Take one gradient step: the step of `bayesrl.fit`, for loops of your own.
 
     θ ← θ − optimizer(∇ loss(θ)), where the gradient is the objective's estimate of −∇J(θ)/β from fresh draws. If the
-    loss or its gradient is not finite, the step changes only the counts and the average. The function is pure: use it
-    under `jax.jit`, inside `jax.lax.scan`, or under `jax.vmap` over stacked states.
+    loss or its gradient is not finite, or a traced β is not above 0, the step changes only the counts and the average.
+    The function is pure: use it under `jax.jit`, inside `jax.lax.scan`, or under `jax.vmap` over stacked states.
 
     Args:
         key: consumed whole; the draws of the step come from it.
@@ -176,6 +178,9 @@ def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
 
     Returns:
         The next state, and a `StepInfo` of scalars: loss, J, E[R], KL, spread, metrics.
+
+    Raises:
+        FitError: β of the state is not a number above 0, where its value is known: outside of `jax.jit`.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -191,6 +196,7 @@ def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
         >>> round(float(bayesrl.evidence(jax.random.key(2), posterior).gap.lower), 4)
         0.0
     """
+    _check_beta(state.beta)
     config, programs = state.config, state.config.bind(state.args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
@@ -198,6 +204,19 @@ def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.train.params)
     return _apply(state, loss, info, gradient, lambda params: loss_fn(params)[0])
+
+
+def _check_beta(beta: Any) -> None:
+    """Refuse a temperature of a state that cannot be one, as far as its number is known.
+
+    Raises:
+        FitError: it is not a single number above 0.
+    """
+    if np.shape(beta) != () or not (is_real(beta) and (is_traced(beta) or beta >= LEAST)):
+        raise FitError(
+            f"the state has beta={beta if is_real(beta) else format_value(beta)}; replace it by one number above 0, "
+            "in reward units per nat, and step several under jax.vmap, one state each"
+        )
 
 
 def step_on_draws(state: State, draws: Draws, *, one_batch: bool = False) -> tuple[State, StepInfo]:
@@ -225,7 +244,8 @@ def _apply(
 ) -> tuple[State, StepInfo]:
     old = state.train
     grad_norm = optax.tree.norm(gradient)
-    fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # A traced β is known only here: with one that is not above 0, the gradient would lead away from the optimum.
+    fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.beta > 0)
     # A line search evaluates the loss on this step's own draws, so that it compares like with like.
     updates, opt_state = optax.with_extra_args_support(state.config.optimizer).update(
         gradient, old.opt_state, old.params, value=loss, grad=gradient, value_fn=value_fn

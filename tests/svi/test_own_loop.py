@@ -15,7 +15,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import bayesrl
-from bayesrl.errors import FitError, GuideError, PolicyError
+from bayesrl.errors import EngineError, FitError, GuideError, PolicyError
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.step import lane_keys, step_key
 
@@ -268,6 +268,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"probs": jnp.full(4, jnp.nan)}, "parameter 'probs' is not finite everywhere; pass"),
     "constraint": ({"probs": jnp.array([0.5, 0.9, -0.2, -0.2])}, "'probs' lies outside of its constraint .*unconstr"),
     "text": ({"probs": "abc"}, "parameter 'probs' is not made of numbers"),
+    "complex": (
+        {"probs": jnp.ones(4) / 4 + 1j},
+        "'probs' is complex, and the guide declares real numbers; pass its real",
+    ),
+    "edge": ({"probs": np.array([1, 0, 0, 0])}, "'probs' lies on the edge of its constraint .*move it inside"),
 }
 
 
@@ -277,9 +282,74 @@ def test_wrong_parameters_are_refused_by_name(params: dict[str, Any], message: s
         bayesrl.Posterior.at(bandit, table_guide, params, beta=BETA)
 
 
+@pytest.mark.parametrize("value", [[1, 0, 2, 3], np.array([1, 0, 2, 3]), np.array([1, 0, 2, 3], np.float64)], ids=type)
+def test_numbers_of_any_type_become_those_of_the_guide(value: Any) -> None:
+    posterior = bayesrl.Posterior.at(bandit, table_guide, {"probs": value[:3]}, beta=BETA, unconstrained=True)
+    assert posterior.params["probs"].dtype == np.float32
+    np.testing.assert_array_equal(posterior.params["probs"][0], [1, 0, 2])
+
+
+def test_integers_of_a_simplex_are_read() -> None:
+    def certain() -> None:
+        ones = numpyro.param("ones", jnp.ones(4), constraint=dist.constraints.positive)
+        numpyro.sample("arm", dist.Categorical(ones / ones.sum()))
+
+    posterior = bayesrl.Posterior.at(bandit, certain, {"ones": np.array([1, 2, 3, 4])}, beta=BETA)
+    np.testing.assert_allclose(posterior.params["ones"][0], np.log([1, 2, 3, 4]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("around", [jax.jit, jax.vmap, jax.grad], ids=lambda fn: fn.__name__)
+def test_set_up_is_refused_where_numbers_are_not_known(around: Any) -> None:
+    beta = jnp.ones(2) if around is jax.vmap else 1.0
+
+    def at(scale: Any) -> Any:
+        return bayesrl.Posterior.at(bandit, table_guide, {"probs": jnp.ones(4) / 4}, beta=scale).params["probs"].sum()
+
+    with pytest.raises(FitError, match=r"init cannot run inside of jax\.jit, vmap or grad.*put bayesrl\.step under"):
+        around(lambda beta: bayesrl.init(KEY, bandit, beta=beta).beta)(beta)
+    with pytest.raises(FitError, match=r"fit cannot run inside of jax\.jit, vmap or grad.*call it outside"):
+        around(lambda beta: bayesrl.fit(KEY, bandit, beta=beta).beta)(beta)
+    with pytest.raises(
+        PolicyError, match=r"Posterior\.at cannot run inside of jax\.jit, vmap or grad.*call it outside"
+    ):
+        around(at)(beta)
+
+
+def test_set_up_is_refused_under_jit_without_a_traced_argument() -> None:
+    params = probabilities()
+    with pytest.raises(PolicyError, match=r"Posterior\.at cannot run inside of jax\.jit"):
+        jax.jit(lambda: bayesrl.Posterior.at(bandit, table_guide, params, beta=BETA).params["probs"])()
+
+
+@pytest.mark.parametrize(
+    "beta", [-1.0, 0.0, jnp.array(-1.0), jnp.inf, jnp.nan, None, "cold", 1j, jnp.ones(3)], ids=repr
+)
+def test_a_temperature_of_a_state_is_checked(beta: Any) -> None:
+    state = bayesrl.init(KEY, bandit, beta=BETA)
+    with pytest.raises(FitError, match=r"the state has beta=.*; replace it by one number above 0"):
+        bayesrl.step(KEY, replace(state, beta=beta))
+
+
+def test_a_step_at_a_traced_temperature_that_is_none_is_skipped() -> None:
+    state = bayesrl.init(KEY, bandit, beta=BETA, optimizer=optax.sgd(1.0))
+    states = jax.vmap(lambda beta: replace(state, beta=beta))(jnp.array([-1.0, 0.0, 1.0]))
+    stepped, info = jax.jit(jax.vmap(bayesrl.step, in_axes=(None, 0)))(KEY, states)
+    np.testing.assert_array_equal(info.taken, [0, 0, 1])
+    np.testing.assert_array_equal(stepped.train.skipped, [1, 1, 0])
+    np.testing.assert_array_equal(stepped.train.params["arm$table"][:2], 0.0)
+
+
 def test_families_and_foreign_guides_are_refused() -> None:
-    with pytest.raises(GuideError, match=r"guide=AutoTilt.* is a family.*state\.guide"):
-        bayesrl.Posterior.at(bandit, bayesrl.guides.AutoTilt(), {"arm$table": jnp.zeros(4)}, beta=BETA)
+    for family in (bayesrl.guides.AutoTilt(), bayesrl.guides.AutoTilt):
+        with pytest.raises(GuideError, match=r"guide=AutoTilt is a family.*state\.guide"):
+            bayesrl.Posterior.at(bandit, family, {"arm$table": jnp.zeros(4)}, beta=BETA)
+    with pytest.raises(GuideError, match=r"guide=None, and the policy draws \['arm'\]; pass .*state\.guide"):
+        bayesrl.Posterior.at(bandit, None, {"arm$table": jnp.zeros(4)}, beta=BETA)
+    normal: Any = dist.Normal(jnp.zeros(100), 1.0)  # callable, but no program
+    with pytest.raises(GuideError, match=r"guide=a Normal is not a program; pass the guide .*: state\.guide"):
+        bayesrl.Posterior.at(bandit, normal, {"arm$table": jnp.zeros(4)}, beta=BETA)
+    with pytest.raises(GuideError, match=r"guide=a Normal is neither a NumPyro program nor a family"):
+        bayesrl.init(KEY, bandit, beta=BETA, guide=normal)
 
     def other() -> None:
         numpyro.sample("leg", dist.Categorical(logits=numpyro.param("table", jnp.zeros(4))))
@@ -288,3 +358,44 @@ def test_families_and_foreign_guides_are_refused() -> None:
         bayesrl.Posterior.at(bandit, other, {"table": jnp.zeros(4)}, beta=BETA)
     with pytest.raises(PolicyError, match="needs a temperature"):
         bayesrl.Posterior.at(bandit, table_guide, probabilities())
+
+
+def test_a_guide_of_another_policy_is_refused() -> None:
+    def shaped(scale: Any) -> None:
+        bayesrl.reward("payoff", scale * numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4))))
+
+    def real() -> None:
+        bayesrl.reward("payoff", numpyro.sample("arm", dist.Normal(0.0, 1.0)))
+
+    own, other = bayesrl.init(KEY, real, beta=BETA), bayesrl.init(KEY, shaped, 1.0, beta=BETA)
+    with pytest.raises(GuideError, match="only one of guide and policy draws site 'arm' from a discrete distribution"):
+        bayesrl.Posterior.at(bandit, own.guide, own.params, beta=BETA)
+    with pytest.raises(GuideError, match=r"the guide is called with 0 arguments, and takes PolicyGuide\(scale"):
+        bayesrl.Posterior.at(bandit, other.guide, other.params, beta=BETA)
+
+
+def test_advice_fits_parameters_that_no_fit_found(tmp_path: Path) -> None:
+    posterior = bayesrl.Posterior.at(bandit, table_guide, {"probs": np.array([0.97, 0.01, 0.01, 0.01])}, beta=BETA)
+    diagnosis = bayesrl.diagnose(jax.random.key(1), posterior)
+    assert diagnosis.verdict == "fail"
+    bayesrl.write_report(jax.random.key(2), tmp_path / "report.html", posterior)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (str(diagnosis), page, str(posterior)):
+        assert not any(option in text for option in ("num_steps=", "num_restarts=", "learning_rate=", "bayesrl.fit("))
+    assert "bayesrl.Posterior.at(policy, guide, params, *args, beta=0.5)" in page
+    assert "trained elsewhere" in str(posterior)
+
+
+def test_errors_say_where_a_posterior_comes_from() -> None:
+    wrong: Any = 1
+    with pytest.raises(EngineError, match=r"use a Posterior, as bayesrl\.fit, bayesrl\.load or Posterior\.at gives it"):
+        bayesrl.evidence(KEY, wrong)
+
+
+def test_an_optimum_that_the_fit_exceeds_is_refused() -> None:
+    posterior = bayesrl.Posterior.at(bandit, table_guide, probabilities(), beta=BETA)
+    number: Any = 0.2
+    with pytest.raises(EngineError, match=r"optimum=0\.2; use a function that returns J\* .* such as lambda beta:"):
+        bayesrl.evidence(KEY, posterior, optimum=number)
+    with pytest.raises(EngineError, match=r"optimum gave J\* = 0\.2 for beta=0\.5, but the fit has J ≥ 0\.5.*give J\*"):
+        bayesrl.evidence(KEY, posterior, optimum=lambda beta: 0.2)

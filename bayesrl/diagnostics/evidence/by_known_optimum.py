@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import user_code
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
@@ -20,13 +21,17 @@ from bayesrl.posterior.sampling import draw_prior
 from bayesrl.statistics.definitions import divergence
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, PRNGKey
+from bayesrl.value_checks import format_value, is_function
 
 DRAWS_PER_BATCH = 2**12
 _NUM_EPISODES = 100
 """Episodes to play if the environment is not a program."""
 
 
-type KnownOptimum = Callable[[float], float]
+type KnownOptimum = Annotated[
+    Callable[[float], float],
+    Requirement("a function that returns J* per context at a temperature, such as lambda beta: 0.65", is_function),
+]
 """Returns the known optimum J* per context, reward units, at a temperature.
 
 It may have two more methods: `evaluate(posterior)` returns (J, E[R], KL(q‖π₀)) of one fit exactly, or None if that
@@ -49,11 +54,12 @@ def bracket_by_known_optimum(
         num_samples: number of draws of each.
 
     Raises:
-        EngineError: the optimum is not a finite number.
+        EngineError: the optimum is not a finite number, or the fit is clearly better than it.
     """
     scale = 1.0 if beta is None else beta
     known = _evaluate_optimum(optimum, beta)
     found = estimate_evidence(key, one, beta, num_samples, "", optimum)
+    _refuse_beaten(float(known.mean), found, beta)
     objective = at_most(found.objective, known.mean)
     side = Estimate(known.mean / scale, known.se)
     # The gap is smallest where J is largest, so J's ends change places.
@@ -155,8 +161,22 @@ def _evaluate_optimum(optimum: KnownOptimum, beta: float | None) -> Interval:
     except (TypeError, ValueError):
         value = np.nan
     if not np.isfinite(value):
-        raise EngineError(f"optimum gave {given!r} for beta={beta}; give J* per context, a finite number")
+        raise EngineError(f"optimum gave {format_value(given)} for beta={beta}; give J* per context, a finite number")
     return Interval.exact(value)
+
+
+def _refuse_beaten(known: float, found: Evidence, beta: float | None) -> None:
+    """Refuse an optimum that the fit exceeds: by more than its rounding, and than rare draws it has not seen explain.
+
+    Raises:
+        EngineError: naming both.
+    """
+    least, num = float(found.objective.conservative_lower), int(found.num_samples)
+    if least - known > max(0.01, 10 / num if num else 0.0) * max(abs(least), abs(known)):
+        raise EngineError(
+            f"optimum gave J* = {known:g} for beta={beta}, but the fit has J ≥ {least:.4g}, and no policy beats the "
+            "best; give J* of this policy, per context, in reward units"
+        )
 
 
 def _draw(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any:

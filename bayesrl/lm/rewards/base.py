@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions
-from bayesrl.value_checks import array_of, is_real, is_traced
+from bayesrl.value_checks import array_of, format_value, is_real, is_traced
 
 
 class Reward(abc.ABC):
@@ -95,7 +95,8 @@ class WeightedSum(Reward):
                 raise LanguageModelError(f"a reward was weighted by {weight!r}; use a finite number")
             if not isinstance(part, Reward):
                 raise LanguageModelError(
-                    f"a reward was added to {part!r}; make it one by rewards.text_reward(fn) or token_reward(fn)"
+                    f"a reward was added to {format_value(part)}; make it one by rewards.text_reward(fn) or "
+                    "token_reward(fn)"
                 )
             inner = part.parts if isinstance(part, WeightedSum) else ((1.0, part),)
             flat += [(float(weight) * own, reward) for own, reward in inner]
@@ -164,7 +165,7 @@ def token_reward(fn: Callable[[Any, Any], Any]) -> TokenReward:
         >>> zeros = token_reward(lambda tokens, mask: jnp.sum((tokens == 0) & mask))
     """
     if not callable(fn):
-        raise LanguageModelError(f"token_reward got {fn!r}; pass a function of (tokens, mask)")
+        raise LanguageModelError(f"token_reward got {format_value(fn)}; pass a function of (tokens, mask)")
     return TokenReward(fn)
 
 
