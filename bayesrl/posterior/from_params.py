@@ -1,5 +1,6 @@
 """Posteriors from parameters that were trained elsewhere, and the draws that every posterior carries."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -29,8 +30,8 @@ LEAST_DRAWS = 32
 """The number of draws when they are large. It is the same for every purpose, so one compiled program serves all."""
 
 
-def posterior_at(
-    kind: Any,
+def posterior_at[P](
+    kind: type[P],
     policy: Program,
     guide: Program | AutoGuide | None,
     params: Mapping[str, Any],
@@ -38,7 +39,7 @@ def posterior_at(
     beta: Any,
     *,
     unconstrained: bool,
-) -> Any:
+) -> P:
     """Make the posterior of one fit from its parameters; see `Posterior.at`.
 
     Raises:
@@ -54,7 +55,7 @@ def posterior_at(
             raise GuideError(f"guide=None, and the policy draws {list(bound.programs.structure.actions)}; {_TRAINED}")
         own = bind_params("guide", bound.params, bound.programs.transforms, params, unconstrained=unconstrained)
         draw_and_check(key, bound.programs, own, by_hand=True)
-        bare = kind(
+        bare: Any = kind(  # type: ignore[call-arg]
             beta=None if beta is None else float(beta),
             params=jax.tree.map(lambda x: x[None], own),
             history={"loss": np.zeros((0, 1)), "step": np.zeros(0, int)},
@@ -65,7 +66,9 @@ def posterior_at(
             | {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
             programs=bound.programs,
         )
-        return with_draws(fold_in(key, 6), bare, bound.params)
+        # A guide of another policy starts at the prior of that one.
+        own_start = guide is not None and inspect.unwrap(guide, stop=lambda program: program is policy) is policy
+        return with_draws(fold_in(key, 6), bare, bound.params if own_start else None)
 
 
 _TRAINED = "pass the guide that was trained: state.guide, posterior.programs.guide, or your own function"
@@ -142,7 +145,7 @@ def with_draws(key: PRNGKey, posterior: Any, start: Params | None = None) -> Any
     if drawn_at_all and start is not None and getattr(programs.guide, "starts_at_prior", False):
         prior = draw_fit(prior_key, programs, start, num)[0]
     elif drawn_at_all:
-        prior = draw_prior(prior_key, programs, jax.tree.map(lambda x: x[0], posterior._lanes()[0]), num)[0]
+        prior = draw_prior(prior_key, programs, posterior._lanes()[0], num)[0]
     beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
     scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
     statistics = {

@@ -13,7 +13,7 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.enumeration import exact_metrics
 from bayesrl.exact.tabulation import freeze_program, tabulate_stages
-from bayesrl.posterior.sampling import draw_fit, draw_start
+from bayesrl.posterior.sampling import draw_fit
 from bayesrl.statistics.definitions import has_marginal, is_conditioned
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Params, PRNGKey, Program
@@ -22,14 +22,24 @@ from bayesrl.typing import Params, PRNGKey, Program
 def log_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
     """Return log p(y) averaged over contexts, nats: nan if it is unknown, None unless there are data and rewards.
 
+    Enumerates the program if it is finite and small. Otherwise takes the log of the mean of p(y|x)·π₀/m over draws of
+    m, the equal mixture of prior and fit, with a standard error by the delta method.
+
     Args:
         key: consumed whole, if it takes draws.
         programs: of the fit; taken over all data instead of mini-batches.
-        params: of one fit, whose draws help.
+        params: unconstrained, of one fit, whose draws help.
     """
     if not is_conditioned(programs.structure):
         return None
-    known = find_marginal(key, programs.over_all_data(), params)
+    programs, known = programs.over_all_data(), None
+    if has_marginal(programs.structure) and not programs.learned and programs.episodes is None:
+        try:
+            exact = marginal_of(programs.policy, programs.args, _MOST_COUNT)
+        except EngineError:
+            known = _by_draws(key, programs, params)
+        else:
+            known = Estimate(np.asarray(exact.mean()), np.zeros(()))
     return Estimate(np.asarray(np.nan), np.asarray(np.nan)) if known is None else known
 
 
@@ -38,27 +48,6 @@ LEAST_EFFECTIVE = 100
 
 _MOST_COUNT = 2**16
 _DRAWS, _LEAST, _NUMBERS = 2**14, 2**8, 2**23
-
-
-def find_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
-    """Find log p(y), averaged over contexts, nats; None if it cannot be known.
-
-    Enumerates the program if it is finite and small. Otherwise takes the log of the mean of p(y|x)·π₀/m over draws of
-    m, the equal mixture of prior and fit, with a standard error by the delta method.
-
-    Args:
-        key: consumed whole, if it takes draws.
-        programs: over all of their data.
-        params: unconstrained parameters of one fit.
-    """
-    structure = programs.structure
-    if not has_marginal(structure) or programs.learned or programs.episodes is not None:
-        return None
-    try:
-        exact = marginal_of(programs.policy, programs.args, _MOST_COUNT)
-    except EngineError:
-        return _by_draws(key, programs, params)
-    return Estimate(np.asarray(exact.mean()), np.zeros(()))
 
 
 def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) -> np.ndarray:
@@ -81,7 +70,7 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
 def _by_draws(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
     half = int(np.clip(_NUMBERS // programs.structure.width, _LEAST, _DRAWS))
     fit_key, prior_key = split_keys(key)
-    drawn = [draw_start(prior_key, programs, params, half)[1]]
+    drawn = [draw_fit(prior_key, programs, params, half, by_fit=False)[1]]
     if programs.guide is not None:
         drawn.append(draw_fit(fit_key, programs, params, half)[1])
     log_weight = np.concatenate([_weights(totals, len(drawn)) for totals in drawn])

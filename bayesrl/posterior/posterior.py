@@ -1,9 +1,10 @@
 """The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import numpy as np
@@ -21,7 +22,6 @@ from bayesrl.guides.base import Guide
 from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
 from bayesrl.posterior.from_params import posterior_at
-from bayesrl.posterior.lane_selection import take, take_restart
 from bayesrl.posterior.marginal import log_marginal
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.summary import summary_blocks
@@ -29,8 +29,7 @@ from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, su
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays
 
-_OF_MARGINAL = 2**30
-"""The number to fold a key with for log p(y)."""
+_OF_MARGINAL = 2**30  # the number to fold a key with for log p(y)
 
 
 @checked(PolicyError)
@@ -89,7 +88,7 @@ class Posterior(Displayable):
         *args: Any,
         beta: Positive | None = None,
         unconstrained: bool = False,
-    ) -> "Posterior":
+    ) -> Self:
         """Make the posterior of a policy trained elsewhere: by your own loop, by NumPyro's SVI, or from a file.
 
         Pass it wherever a posterior goes: `evidence`, `diagnose`, `compare`, `write_report`. It has no history.
@@ -121,8 +120,7 @@ class Posterior(Displayable):
             >>> round(float(bayesrl.evidence(jax.random.key(1), posterior).objective.mean), 3)  # log((1 + e + e²) / 3)
             1.309
         """
-        posterior: Posterior = posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
-        return posterior
+        return posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
 
     @property
     def num_restarts(self) -> int:
@@ -142,12 +140,11 @@ class Posterior(Displayable):
             1 if self.mixture is not None else self.num_restarts,
         )
 
-    def _lanes(self) -> tuple[Params, np.ndarray]:
-        """Parameters and temperatures with one leading axis."""
+    def _lanes(self) -> list[Params]:
+        """Parameters of each β and restart."""
         lead = len(self._fit_shape)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), to_host(self.params))
-        beta = np.asarray(1.0 if self.beta is None else self.beta, np.float32)
-        return flat, np.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
+        return [jax.tree.map(lambda x, i=i: x[i], flat) for i in range(math.prod(self._fit_shape))]
 
     @property
     def _fit_shape(self) -> tuple[int, ...]:
@@ -204,7 +201,7 @@ class Posterior(Displayable):
             key: consumed whole.
             *new_args: other arguments for the program.
         """
-        first = jax.tree.map(lambda x: x[0], self._lanes()[0])
+        first = self._lanes()[0]
         programs = self._programs_for()
         return log_marginal(key, programs.over_all_data(*new_args) if new_args else programs, first)
 
@@ -223,21 +220,20 @@ class Posterior(Displayable):
     def scores(self, sites: SiteArrays, *args: Any) -> Totals:
         """Score values as `log_prob` does, and return all of their scores, [*beta, restart, num, *contexts]."""
         programs = self._programs_for(args)
-        missing = [name for name in programs.structure.names("action", "environment") if name not in sites]
+        latent = programs.structure.names("action", "environment")
+        missing = [name for name in latent if name not in sites]
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
-        params, _ = self._lanes()
         held = {name: np.asarray(value) for name, value in sites.items()}
-        for name in programs.structure.names("action", "environment"):
+        for name in latent:
             wanted = programs.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
                 raise PolicyError(
                     f"log_prob got shape {held[name].shape} for site {name!r}, whose values have shape {wanted}; "
                     "put the axis of the values first: values[None] for one"
                 )
-        lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
         with trace_cache():
-            found = [score_draws(programs, own, held) for own in lanes]
+            found = [score_draws(programs, params, held) for params in self._lanes()]
         scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
             return scores
@@ -246,13 +242,10 @@ class Posterior(Displayable):
         return jax.tree.map(lambda x: np.expand_dims(x, axis).astype(np.float32), one)
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
-        programs = self._programs_for(new_args)
-        params, _ = self._lanes()
-        shape = self._fit_shape
-        lanes = int(np.prod(shape))
-        keys = split_keys(key, lanes + 1)
+        programs, lanes, shape = self._programs_for(new_args), self._lanes(), self._fit_shape
+        keys = split_keys(key, len(lanes) + 1)
         episodes = self._programs_for().episodes
-        draws, totals = draw_lanes(keys[:-1], episodes, programs, params, num_samples)
+        draws, totals = draw_lanes(keys[:-1], episodes, programs, lanes, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
         return (draws, totals) if self.mixture is None else self._mix(keys[-1], programs, draws, totals)
 
@@ -330,27 +323,30 @@ class Posterior(Displayable):
             raise PolicyError(
                 f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
             )
-        return chosen._map(lambda x, axis: take_restart(x, index, axis))
+
+        def take(x: np.ndarray, axis: int) -> np.ndarray:
+            """Take one restart per β, keeping the axis; `axis` is where (*beta, restart) starts."""
+            at = index.reshape((1,) * axis + index.shape + (1,) * (x.ndim - axis - index.ndim))
+            return np.take_along_axis(x, at, axis=axis + index.ndim)
+
+        return chosen._map(take)
 
     def _select_beta(self, beta: Any) -> "Posterior":
-        if self.beta is None or np.ndim(self.beta) == 0:
-            held = None if self.beta is None else float(self.beta)
-            if held is None or not np.isclose(held, beta, rtol=1e-4):
-                raise PolicyError(f"beta={beta} was not fitted; this posterior has beta={held}")
+        betas = np.atleast_1d([] if self.beta is None else self.beta)
+        near = np.isclose(betas, beta, rtol=1e-4)
+        if not near.any():
+            known = ", ".join(f"{b:g}" for b in betas)
+            raise PolicyError(f"beta={beta} was not fitted; {f'choose from {known}' if known else 'leave it out'}")
+        if not isinstance(self.beta, np.ndarray):
             return self
-        betas = np.asarray(self.beta)
-        index = int(np.argmin(np.abs(np.log(betas / beta)))) if beta > 0 else 0
-        if not np.isclose(betas[index], beta, rtol=1e-4):
-            raise PolicyError(f"beta={beta} was not fitted; choose from {', '.join(f'{b:g}' for b in betas)}")
+        index = int(np.argmin(np.abs(betas - beta)))
         mixture = None if self.mixture is None else self.mixture[index]
-        chosen = self._map(lambda x, axis: take(x, index, axis))
+        chosen = self._map(lambda x, axis: np.take(x, index, axis=axis))
         return replace(chosen, beta=float(betas[index]), mixture=mixture)
 
-    def _map(self, change: Callable[[Any, int], Any]) -> "Posterior":
+    def _map(self, change: Callable[[np.ndarray, int], np.ndarray]) -> "Posterior":
         """Change every array that has the axes (*beta, restart); they start at axis 1 in the history."""
-        history = {
-            name: values if name == "step" else np.asarray(change(values, 1)) for name, values in self.history.items()
-        }
+        history = {name: x if name == "step" else change(np.asarray(x), 1) for name, x in self.history.items()}
         lead = jax.tree.map(lambda x: change(x, 0), to_host((self.params, self.draws, self.statistics)))
         return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
 
@@ -370,12 +366,12 @@ class Posterior(Displayable):
             PolicyError: there are several.
         """
         programs = self._programs_for()
-        if int(np.prod(self._fit_shape)) != 1 or self.mixture is not None:
+        if math.prod(self._fit_shape) != 1 or self.mixture is not None:
             raise PolicyError(
                 f"this posterior holds {self._fit_shape} (beta, restart) fits; "
                 "choose one with posterior.select(beta=..., restart='best')"
             )
-        return programs, jax.device_put(jax.tree.map(lambda x: x[0], self._lanes()[0]))
+        return programs, jax.device_put(self._lanes()[0])
 
     def act(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions: run the fitted policy with an observation as its arguments.
@@ -395,7 +391,7 @@ class Posterior(Displayable):
     @cached_property
     def _action_sampler(self) -> ActionSampler:
         with jax.ensure_compile_time_eval():  # it is cached, so it must hold no tracers of a caller's `jax.jit`
-            one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
+            one = self if math.prod(self._fit_shape) == 1 else self.select(restart="best")
             return ActionSampler(*one.unbatched())
 
     def _blocks(self) -> Sequence[DisplayBlock]:

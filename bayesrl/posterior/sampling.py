@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
+from bayesrl.compilation.jit import ClosureJit, trace_cache
 from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
@@ -32,29 +32,31 @@ def batch_of(structure: Structure) -> int:
     return batch
 
 
-def draw_fit(key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
+def draw_fit(
+    key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool = True
+) -> tuple[Draws, Totals]:
     """Draw from one fit, NumPy arrays [num, ...], with scores summed over sites and time, [num, *contexts].
 
-    A draw does not depend on `num`. Of the scores per site, only the rewards stay, summed over time.
+    A draw does not depend on `num`. Of the scores per site, only the rewards stay, summed over time. With
+    `by_fit=False` the policy before the fit draws, and log q is still that of the fit with these parameters.
     """
-    sampler = _guide_sampler(programs, (key, params))
-    if sampler is not None:
-        return sampler.draw(key, programs, params, num, by_fit=True)
-    return _in_parts(_draw, key, programs, params, num)
-
-
-def draw_start(key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
-    """Draw as `draw_fit` does, but from the policy before the fit; log q is that of the fit with these parameters."""
-    sampler = _guide_sampler(programs, (key, params))
-    if sampler is not None:
-        return sampler.draw(key, programs, params, num, by_fit=False)
-    return _in_parts(_draw_prior, key, programs, params, num)
+    if (sampler := _guide_sampler(programs, (key, params))) is not None:
+        return sampler.draw(key, programs, params, num, by_fit=by_fit)
+    draw = _draw if by_fit else _draw_prior
+    fixed = (dict(programs.transforms), programs.args, as_hash_key(key), params)
+    if _is_traced((key, params)):  # the caller compiles or vectorises this, so return traced draws in one part
+        traced: tuple[Draws, Totals] = draw.fn((*_static(programs), num), *fixed, None)
+        return traced
+    batch = batch_of(programs.structure)
+    run = draw.prepare((*_static(programs), batch), *fixed, np.zeros((), np.int32))
+    parts = [jax.device_get(run(*fixed, np.asarray(first, np.int32))) for first in range(0, max(num, 1), batch)]
+    whole: tuple[Draws, Totals] = jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
+    return whole
 
 
 def score_draws(programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
     """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
-    sampler = _guide_sampler(programs, params)
-    if sampler is not None:
+    if (sampler := _guide_sampler(programs, params)) is not None:
         return sampler.score(programs, params, sites)
     held = {name: np.asarray(value) for name, value in sites.items()}
     num, batch = len(next(iter(held.values()))), batch_of(programs.structure)
@@ -79,7 +81,7 @@ class GuideSampler(Protocol):
         """Whether the elements of context plates are known not to read one another."""
 
     def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
-        """Draw as `draw_fit` does if `by_fit`, else as `draw_start` does."""
+        """Draw as `draw_fit` does."""
 
     def score(self, programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score as `score_draws` does."""
@@ -105,18 +107,6 @@ def _static(programs: Programs) -> tuple[Any, ...]:
 def _programs_of(static: tuple[Any, ...], transforms: Any, args: Any) -> Programs:
     policy, guide, structure, learned = static
     return Programs(policy, guide, structure, args, transforms, learned)
-
-
-def _in_parts(draw: ClosureJit, key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
-    fixed = (dict(programs.transforms), programs.args, as_hash_key(key), params)
-    if _is_traced((key, params)):  # the caller compiles or vectorises this, so return traced draws in one part
-        traced: tuple[Draws, Totals] = draw.fn((*_static(programs), num), *fixed, None)
-        return traced
-    batch = batch_of(programs.structure)
-    run = draw.prepare((*_static(programs), batch), *fixed, np.zeros((), np.int32))
-    parts = [jax.device_get(run(*fixed, np.asarray(first, np.int32))) for first in range(0, max(num, 1), batch)]
-    whole: tuple[Draws, Totals] = jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
-    return whole
 
 
 @partial(ClosureJit, name="draw")
@@ -166,12 +156,9 @@ draws of one call have the same mini-batch.
 
 
 def draw_outside(
-    keys: Sequence[PRNGKey], episodes: Any, programs: Programs, params: Params, num_samples: int
+    keys: Sequence[PRNGKey], episodes: Any, programs: Programs, lanes: Sequence[Params], num_samples: int
 ) -> tuple[Draws, Totals]:
     """Draw from every lane as `draw_fit` does, in the environment itself; pad shorter episodes (nan, −1)."""
-    lanes = [
-        episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), programs, num_samples) for i in range(len(keys))
-    ]
 
     def together(*parts: Numbers) -> np.ndarray:
         longest = np.max([part.shape for part in parts], axis=0)
@@ -183,37 +170,30 @@ def draw_outside(
 
         return np.stack([padded(part) for part in parts])
 
-    draws, totals = jax.tree.map(together, *lanes)
+    played = [episodes(key, params, programs, num_samples) for key, params in zip(keys, lanes, strict=True)]
+    draws, totals = jax.tree.map(together, *played)
     return draws, totals
 
 
 def draw_lanes(
-    keys: Sequence[PRNGKey], episodes: Any, programs: Programs, params: Params, num_samples: int
+    keys: Sequence[PRNGKey], episodes: Any, programs: Programs, lanes: Sequence[Params], num_samples: int
 ) -> tuple[Draws, Totals]:
     """Draw from every lane, NumPy arrays [lanes, num_samples, ...], by the program or in the outside environment."""
     if episodes is not None:
-        return draw_outside(keys, episodes, programs, params, num_samples)
+        return draw_outside(keys, episodes, programs, lanes, num_samples)
     programs.structure.check_complete("nothing can be drawn from it")
     programs.structure.check_memory(num_samples * len(keys))
-    params = to_host(params)
-    own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
     with trace_cache():
-        drawn = [draw_fit(key, programs, lane, num_samples) for key, lane in zip(keys, own, strict=True)]
+        drawn = [draw_fit(key, programs, params, num_samples) for key, params in zip(keys, lanes, strict=True)]
     draws, totals = jax.tree.map(lambda *parts: library_of(parts).stack(parts), *drawn)
     return draws, totals
 
 
 def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from the policy before the fit, NumPy arrays [num_samples, ...].
-
-    Args:
-        key: consumed whole.
-        programs: of the fit.
-        params: of one fit, to score log q if the environment is a program.
-        num_samples: number of draws.
-    """
+    """Draw from the policy before the fit, NumPy arrays [num_samples, ...]; `params` score log q in a program."""
     if programs.episodes is not None:
-        played = draw_outside([key], programs.episodes, replace(programs, guide=None), {"_": np.zeros(1)}, num_samples)
+        alone, unread = replace(programs, guide=None), {"_": np.zeros(())}
+        played = draw_outside([key], programs.episodes, alone, [unread], num_samples)
         return jax.tree.map(lambda x: x[0], played)
     programs.structure.check_memory(num_samples)
-    return draw_start(key, programs, params, num_samples)
+    return draw_fit(key, programs, params, num_samples, by_fit=False)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from bayesrl.compilation.random_keys import fold_in, split_keys
@@ -191,7 +190,7 @@ def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws 
     if not programs.structure.actions or trains_policy(programs):
         return None
     try:
-        first = jax.tree.map(lambda x: x[0], fit._lanes()[0])
+        first = fit._lanes()[0]
         return enumerate_target(programs, first, fit.beta, MAX_COUNT)
     except EngineError:
         return None

@@ -146,7 +146,7 @@ def _prior_objective(
             return Interval.exact(float(evaluate(1.0 if beta is None else beta)))
     if optimum is None and (not programs.structure.actions or trains_policy(programs)):
         return None
-    first = jax.tree.map(lambda x: x[0], one._lanes()[0])
+    first = one._lanes()[0]
     prior = _draw(lambda k, n: draw_prior(k, programs, first, n)[1], key, num)
     if conditioned and beta is not None:
         return weighted_start(prior.reward, prior.log_likelihood)

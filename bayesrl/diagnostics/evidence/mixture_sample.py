@@ -89,7 +89,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
     programs, half = posterior._programs_for(), num_samples // 2
     fit_key, prior_key = split_keys(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
-    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    first = posterior._lanes()[0]
     prior, prior_totals = draw_prior(prior_key, programs, first, half)
     scored = jax.tree.map(lambda x: x[0].reshape(prior_totals.log_q.shape), posterior.scores(prior.sites))
     return _score_both(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
