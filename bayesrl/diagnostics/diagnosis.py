@@ -153,16 +153,15 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    if posterior.trained_elsewhere:
-        checks = [check._replace(explanation=_without_options(check.explanation)) for check in checks]
+    checks = _advise(posterior, checks)
     return Diagnosis(*_verdict(checks, reason), tuple(checks), found)
 
 
-def _without_options(advice: str) -> str:
-    """Put advice in words for a posterior of `Posterior.at`, whose parameters no option of `fit` made."""
-    for option, instead in _ELSEWHERE.items():
-        advice = advice.replace(option, instead)
-    return advice
+def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
+    """Put the advice about a posterior of `Posterior.at`, whose parameters no option of `fit` made, in other words."""
+    for option, instead in _ELSEWHERE.items() if posterior.trained_elsewhere else ():
+        checks = [check._replace(explanation=check.explanation.replace(option, instead)) for check in checks]
+    return checks
 
 
 _ELSEWHERE = {

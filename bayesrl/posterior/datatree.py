@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bayesrl.errors import PolicyError
-from bayesrl.files.regular_files import write_file
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.value_checks import format_value
 
@@ -80,15 +78,6 @@ def as_netcdf(posterior: Posterior) -> bytes:
                 fill = np.nan if array.dtype.kind == "f" else None  # the fill values that xarray writes
                 made.create_variable(own, tuple(dims), data=array, fillvalue=fill).attrs.update(told)
     return held.getvalue()
-
-
-def write_netcdf(posterior: Posterior, path: Path) -> None:
-    """Write the DataTree of a posterior to a netCDF file, replacing it in one step.
-
-    Raises:
-        RunFolderError: the file cannot be written; its old content is intact.
-    """
-    write_file(path, as_netcdf(posterior))
 
 
 class _Group(NamedTuple):

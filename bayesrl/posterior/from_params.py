@@ -30,8 +30,8 @@ LEAST_DRAWS = 32
 """The number of draws when they are large. It is the same for every purpose, so one compiled program serves all."""
 
 
-def posterior_at[P](
-    kind: type[P],
+def posterior_at(
+    kind: Any,
     policy: Program,
     guide: Program | AutoGuide | None,
     params: Mapping[str, Any],
@@ -39,7 +39,7 @@ def posterior_at[P](
     beta: Any,
     *,
     unconstrained: bool,
-) -> P:
+) -> Any:
     """Make the posterior of one fit from its parameters; see `Posterior.at`.
 
     Raises:
@@ -55,7 +55,7 @@ def posterior_at[P](
             raise GuideError(f"guide=None, and the policy draws {list(bound.programs.structure.actions)}; {_TRAINED}")
         own = bind_params("guide", bound.params, bound.programs.transforms, params, unconstrained=unconstrained)
         draw_and_check(key, bound.programs, own, by_hand=True)
-        bare: Any = kind(  # type: ignore[call-arg]
+        bare = kind(
             beta=None if beta is None else float(beta),
             params=jax.tree.map(lambda x: x[None], own),
             history={"loss": np.zeros((0, 1)), "step": np.zeros(0, int)},

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -88,7 +88,7 @@ class Posterior(Displayable):
         *args: Any,
         beta: Positive | None = None,
         unconstrained: bool = False,
-    ) -> Self:
+    ) -> "Posterior":
         """Make the posterior of a policy trained elsewhere: by your own loop, by NumPyro's SVI, or from a file.
 
         Pass it wherever a posterior goes: `evidence`, `diagnose`, `compare`, `write_report`. It has no history.
@@ -120,7 +120,8 @@ class Posterior(Displayable):
             >>> round(float(bayesrl.evidence(jax.random.key(1), posterior).objective.mean), 3)  # log((1 + e + e²) / 3)
             1.309
         """
-        return posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
+        posterior: Posterior = posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
+        return posterior
 
     @property
     def num_restarts(self) -> int:
