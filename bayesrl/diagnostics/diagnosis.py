@@ -151,11 +151,9 @@ def diagnose(
             other = held_out_evidence or evaluate_fit(other_key, posterior, *held_out, max_count=max_count)
             checks.append(held_out_check(found, other.objective.mean))
         except EngineError as error:
-            checks.append(
-                Check("held out", math.nan, 0.1, "unknown", f"not scored: {error}.", "J on held-out arguments")
-            )
-    checks = _advise(posterior, checks)
-    return Diagnosis(*_verdict(checks, reason), tuple(checks), found)
+            explanation = f"not scored: {error}."
+            checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
+    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason), tuple(checks), found)
 
 
 def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
