@@ -221,11 +221,11 @@ class Untraced(NamedTuple):
     remedy: str
 
 
-type Rule = UnusedOption | MemoryNeed | Untraced
+type CallRule = UnusedOption | MemoryNeed | Untraced
 """A condition on several arguments of a call."""
 
 
-def checked[F: Callable[..., Any]](error: type[Exception], *rules: Rule) -> Callable[[F], F]:
+def checked[F: Callable[..., Any]](error: type[Exception], *rules: CallRule) -> Callable[[F], F]:
     """Check the arguments of a function, or of a class's constructor and public methods, against their annotations.
 
     Signature, annotations and docstring stay as they are. Each call costs some microseconds more. Where an annotation
@@ -267,7 +267,7 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: Rule) -> Call
     return around
 
 
-def _gate(fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[Rule]) -> Callable[..., Any]:
+def _gate(fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[CallRule]) -> Callable[..., Any]:
     """Wrap one function by its checks."""
     gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
 
@@ -350,7 +350,7 @@ _signature = functools.lru_cache(256)(inspect.signature)
 
 def _keep_rules(
     fn: Callable[..., Any],
-    rules: Sequence[Rule],
+    rules: Sequence[CallRule],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     error: type[Exception],
