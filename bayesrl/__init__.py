@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from bayesrl.problem import LearningProblem, Problem, load_learning_problem, load_problem
     from bayesrl.report.write import write_report
     from bayesrl.statistics.estimates import Estimate, Interval
-    from bayesrl.svi.fitting import fit
-    from bayesrl.svi.initialization import init
+    from bayesrl.svi.fitting import fit, init
     from bayesrl.svi.reused_draws import ReuseDraws
     from bayesrl.svi.saved_fits import load, resume
     from bayesrl.svi.step import State, step
@@ -52,8 +51,7 @@ _HOMES = {
     "bayesrl.core.primitives": ("environment", "reward"),
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
-    "bayesrl.svi.fitting": ("fit",),
-    "bayesrl.svi.initialization": ("init",),
+    "bayesrl.svi.fitting": ("fit", "init"),
     "bayesrl.svi.step": ("State", "step"),
     "bayesrl.svi.reused_draws": ("ReuseDraws",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),

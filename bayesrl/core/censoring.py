@@ -23,6 +23,8 @@ from jax.scipy.special import betaln, gammaln
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from bayesrl.core.primitives import unwrapped
+
 LEAST = 1e-36
 """Draws below this are scored as one atom; single precision keeps all of its digits down to 1e-38."""
 
@@ -172,8 +174,7 @@ def censored(fn: Any) -> Any | None:
 
 def is_censored(fn: Any) -> bool:
     """Whether a distribution, inside its wrappers, is censored or a mixture of censored ones."""
-    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn)
     if isinstance(fn, dist.MixtureSameFamily):
         return isinstance(fn.component_distribution, Censored)
     if isinstance(fn, dist.MixtureGeneral):

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
@@ -16,24 +15,16 @@ from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
-from bayesrl.value_checks import LARGEST, LEAST, format_value
+from bayesrl.value_checks import LARGEST, LEAST, are_numbers, array_of, format_value
 
 
 def check_beta(beta: ArrayLike) -> None:
     """Refuse a temperature that is not positive and finite; traced values pass."""
     if isinstance(beta, jax.core.Tracer):
         return
-    try:
-        values: Any = np.asarray(beta)
-        values = (
-            values.astype(float)
-            if not jnp.issubdtype(values.dtype, jnp.complexfloating) and jnp.issubdtype(values.dtype, jnp.number)
-            else None
-        )
-    except (TypeError, ValueError, OverflowError):
-        values = None
-    if values is None:
+    if not are_numbers(beta):
         raise PolicyError(f"beta={format_value(beta)} is not a number; pass a positive float or an array of them")
+    values = array_of(beta).astype(float)
     bad = values[~((values < LARGEST) & (values >= LEAST))]
     if bad.size or values.size == 0:
         shown = ", ".join(str(x) for x in bad[:3]) or "an empty array"
@@ -143,13 +134,7 @@ class IntoScans(Messenger):
 
     def enter_scan(self, msg: dict[str, Any]) -> None:
         """Replace the scan's body by one that runs under this handler's site methods."""
-        body, *rest = msg["args"]
-
-        def wrapped(carry: Any, x: Any) -> Any:
-            with SiteHooks(self.process_site, self.finish_site):
-                return body(carry, x)
-
-        msg["args"] = (wrapped, *rest)
+        watch_body(msg, self.process_site, self.finish_site)
 
     def process_site(self, msg: dict[str, Any]) -> None:
         """Act on one site before its value is drawn."""
@@ -158,24 +143,34 @@ class IntoScans(Messenger):
         """Act on one site after its value is drawn."""
 
 
+type SiteHook = Callable[[dict[str, Any]], None]
+
+
 class SiteHooks(Messenger):
-    """Call one function before, and one after, each site inside."""
+    """Call one function before, and perhaps one after, each site inside."""
 
-    def __init__(
-        self,
-        before: Callable[[dict[str, Any]], None],
-        after: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def __init__(self, before: SiteHook, after: SiteHook | None = None) -> None:
         super().__init__(None)
-        self.before, self.after = before, after
+        self.process_message = before
+        if after is not None:
+            self.postprocess_message = after
 
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Call the first function."""
-        self.before(msg)
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Call the second function."""
-        self.after(msg)
+def watch_body(msg: dict[str, Any], before: SiteHook, after: SiteHook | None = None) -> None:
+    """Let the body of a scan run under `SiteHooks`."""
+    body, *rest = msg["args"]
+
+    def watched(carry: Any, x: Any) -> Any:
+        with SiteHooks(before, after):
+            return body(carry, x)
+
+    msg["args"] = (watched, *rest)
+
+
+def scan_length(msg: dict[str, Any]) -> int:
+    """Return the number of steps of a scan's message."""
+    _, _, xs, length, *_ = msg["args"]
+    return int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
 
 
 class StopValues(IntoScans):

@@ -7,6 +7,7 @@ small, so we compute those directly: x·log(λ₀/λ) − (λ₀ − λ) for Poi
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +17,11 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from jax.scipy.special import gammaln
 
+from bayesrl.core.primitives import unwrapped
 from bayesrl.core.trace import Frame, TraceSite, per_context, raw_log_prob, scale_log_prob
 
-_POISSON = dist.Poisson
-_BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
-_GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
-_GAMMA_POISSON = dist.GammaPoisson
 type Terms = tuple[Array, Array]
 """The two terms of a log-ratio."""
-
-_UNITS = 1.0
-"""Assumed error of a log-density, in units in the last place of its greatest term."""
 
 
 class Ratio(NamedTuple):
@@ -81,13 +76,8 @@ def largest_term(fn: Any, value: Any) -> Array | None:
         fn: a distribution.
         value: of the site.
     """
-    while True:
-        if isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-            fn = fn.base_dist
-        elif hasattr(fn, "stands_for"):
-            fn = fn.stands_for
-        else:
-            break
+    while hasattr(fn := unwrapped(fn), "stands_for"):
+        fn = fn.stands_for
     told = [getattr(fn, name, None) for name in ("total_count", "concentration", "concentration0", "concentration1")]
     sizes = [jnp.abs(jnp.asarray(x, jnp.result_type(float))).max() for x in told if x is not None]
     counts = fn.support.is_discrete and not fn.has_enumerate_support
@@ -95,30 +85,21 @@ def largest_term(fn: Any, value: Any) -> Array | None:
         return None
     if counts:
         sizes.append(jnp.abs(jnp.asarray(value, jnp.result_type(float))))
-    greatest = sizes[0]
-    for size in sizes[1:]:
-        greatest = jnp.maximum(greatest, size)
-    return jnp.abs(gammaln(greatest + 2.0))
+    return jnp.abs(gammaln(reduce(jnp.maximum, sizes) + 2.0))
 
 
 def doubt_of(prior: Any, guide: Any, value: Any) -> Array | None:
     """Bound the single-precision error of a difference of two log-densities, nats; None where it is negligible.
 
-    The bound has the shape of the value.
+    The bound has the shape of the value: one unit in the last place of the greatest term.
     """
     terms = [term for fn in (prior, guide) if (term := largest_term(fn, value)) is not None]
-    if not terms:
-        return None
-    return _UNITS * _eps() * jnp.maximum(terms[0], terms[-1])
+    return doubt_in(reduce(jnp.maximum, terms)) if terms else None
 
 
 def doubt_in(size: Array) -> Array:
     """Bound the single-precision error of a sum of terms of this size, nats."""
-    return _eps() * size
-
-
-def _eps() -> float:
-    return float(jnp.finfo(jnp.result_type(float)).eps)
+    return float(jnp.finfo(jnp.result_type(float)).eps) * size
 
 
 def _unexpanded(fn: Any) -> Any:
@@ -186,10 +167,10 @@ def _gamma_poisson(prior: Any, guide: Any, x: Array) -> Terms | None:
 
 
 _FORMS: tuple[tuple[Any, Callable[[Any, Any, Array], Terms | None]], ...] = (
-    (_POISSON, _poisson),
-    (_BINOMIAL, _binomial),
-    (_GEOMETRIC, _geometric),
-    (_GAMMA_POISSON, _gamma_poisson),
+    (dist.Poisson, _poisson),
+    ((dist.BinomialProbs, dist.BinomialLogits), _binomial),
+    ((dist.GeometricProbs, dist.GeometricLogits), _geometric),
+    (dist.GammaPoisson, _gamma_poisson),
 )
 
 
@@ -213,9 +194,8 @@ def log_prior_ratio(
     found = log_ratio(prior.fn, guide.fn, guide.value)
     if found is not None:
         doubt: Array | None = doubt_in(found.size)
-    else:
-        doubt = doubt_of(prior.fn, guide.fn, guide.value)
-        doubt = None if doubt is None else _as_batch(doubt, guide)
+    elif (doubt := doubt_of(prior.fn, guide.fn, guide.value)) is not None:
+        doubt = _as_batch(doubt, guide)
     doubt = None if doubt is None else per_context(scale_log_prob(doubt, guide), guide, contexts)
     if found is not None:
         return per_context(scale_log_prob(found.value, guide), guide, contexts), doubt

@@ -1,5 +1,6 @@
 """The primitives of a policy program beyond ordinary NumPyro: `reward` and `environment`."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import jax
@@ -100,11 +101,8 @@ def _check_reward_shape(name: str, array: Array, plates: _OwnPlates) -> None:
             f"reward site {name!r} has shape {array.shape} but stands in no plate; "
             "sum it (value.sum()), or put it inside numpyro.plate(...) if its elements are separate problems"
         )
-    count = 1
-    for size in plates.shape:
-        count *= size
     inside = ", ".join(f"{frame.name!r} (size {frame.size})" for frame in plates.frames)
-    times = f" and would count {count} times" if array.shape == () else ""
+    times = f" and would count {math.prod(plates.shape)} times" if array.shape == () else ""
     raise PolicyError(
         f"reward site {name!r} has shape {array.shape} inside plate {inside}{times}; "
         f"pass one value per element (shape {plates.shape}), or move it out of the plate"
@@ -156,6 +154,13 @@ def site_kind(msg: dict[str, Any]) -> SiteKind:
     if msg["is_observed"]:
         return "observed"
     return "environment" if mark is not None else "action"
+
+
+def unwrapped(fn: Any) -> Any:
+    """Remove all of NumPyro's wrappers from a distribution."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def is_hidden(msg: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from bayesrl.arguments import check_memory
 from bayesrl.compilation.jit import cached_analysis, closure_jit
-from bayesrl.core.primitives import SiteKind
+from bayesrl.core.primitives import SiteKind, unwrapped
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.trace import Frame, Trace, TraceSite, abstract_trace, trace_abstractly_twice, trace_program
 from bayesrl.core.unsupported import Refusals, check_arguments, explain_errors, refuse_stray
@@ -137,7 +137,7 @@ class Structure:
         Raises:
             EngineError: naming the site.
         """
-        scaled = [site.name for site in self.sites if site.discounted and site.kind in ("action", "environment")]
+        scaled = [site.name for site in self.sites if site.discounted and site.latent]
         if scaled:
             raise EngineError(
                 f"site {scaled[0]!r} is discounted (or stands under handlers.scale), and J is then an objective of "
@@ -202,10 +202,8 @@ class Structure:
         for group in self.groups():
             members = [site for site in group if site.name in wanted]
             if members:
-                columns = [
-                    values[site.name] if site.name in values else jnp.zeros((*shape, site.length)) for site in members
-                ]
-                stacked = jnp.stack(columns, axis=-1)
+                blank = jnp.zeros((*shape, members[0].length))
+                stacked = jnp.stack([values.get(site.name, blank) for site in members], axis=-1)
                 parts.append(stacked.reshape((*stacked.shape[:-2], -1)))
         return jnp.concatenate(parts, axis=-1) if parts else jnp.zeros((*shape, 0))
 
@@ -257,16 +255,8 @@ def structure_of(trace: Trace, supports: Mapping[str, FiniteSupport | None] = Ma
 
 
 def _site(site: TraceSite, known: FiniteSupport | None) -> Site:
-    discrete, support, event_dim, recorded = False, None, 0, False
-    shape = tuple(jnp.shape(site.value))
-    held = math.prod(shape)
-    if hasattr(site.fn, "num_held"):
-        held = max(held, math.prod(site.fn.batch_shape) * int(site.fn.num_held))
-    if site.kind in ("action", "environment"):
-        discrete = is_discrete(site.fn)
-        support = (known or finite_support(site.fn)) if discrete else None
-        event_dim = int(site.fn.event_dim)
-        recorded = bool(getattr(site.fn, "recorded", False))
+    fn, shape, latent = site.fn, tuple(jnp.shape(site.value)), site.kind in ("action", "environment")
+    discrete = latent and is_discrete(fn)
     return Site(
         site.name,
         site.kind,
@@ -276,18 +266,17 @@ def _site(site: TraceSite, known: FiniteSupport | None) -> Site:
         site.length,
         shape,
         discrete,
-        support,
-        event_dim,
-        recorded,
-        site.scale is not None and all(frame.size == frame.full_size for frame in site.frames),
-        held,
+        support=(known or finite_support(fn)) if discrete else None,
+        event_dim=int(fn.event_dim) if latent else 0,
+        recorded=latent and bool(getattr(fn, "recorded", False)),
+        discounted=site.scale is not None and all(frame.size == frame.full_size for frame in site.frames),
+        held=max(math.prod(shape), math.prod(fn.batch_shape) * int(fn.num_held) if hasattr(fn, "num_held") else 0),
     )
 
 
 def is_discrete(fn: Any) -> bool:
     """Whether a distribution is discrete, without computing the bounds of its support."""
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn)
     return not isinstance(fn, dist.TransformedDistribution) and bool(fn.support.is_discrete)
 
 
@@ -301,7 +290,7 @@ def finite_support(fn: Any) -> FiniteSupport | None:
         return values
     if fn.event_shape or not is_discrete(fn):
         return None
-    support = elementwise_support(fn)
+    support = elementwise_support(fn.support)
     if support is constraints.boolean:
         return (0, 1)
     lower, upper = _ends(fn)
@@ -310,9 +299,8 @@ def finite_support(fn: Any) -> FiniteSupport | None:
     return _range(lower, upper)
 
 
-def elementwise_support(fn: Any) -> Any:
-    """Return the support of a distribution's elements, whatever its number of event axes."""
-    support = fn.support
+def elementwise_support(support: Any) -> Any:
+    """Return the support of the elements of a distribution with this support, whatever its number of event axes."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
@@ -320,7 +308,7 @@ def elementwise_support(fn: Any) -> Any:
 
 def _ends(fn: Any) -> tuple[Any, Any]:
     """Return the bounds of the support of a discrete distribution over numbers; None where a bound is missing."""
-    support = elementwise_support(fn)
+    support = elementwise_support(fn.support)
     return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
 
 
@@ -344,12 +332,9 @@ def _range(lower: Any, upper: Any) -> FiniteSupport | None:
 
 def _contexts(sites: tuple[Site, ...]) -> tuple[Frame, ...]:
     """Return the plates around every action, reward and observed site: their elements are separate problems."""
-    relevant = [site for site in sites if site.kind in ("action", "reward", "observed")]
-    if not any(site.kind == "action" for site in relevant):
+    if not any(site.kind == "action" for site in sites):
         return ()
-    shared = set(relevant[0].frames)
-    for site in relevant[1:]:
-        shared &= set(site.frames)
+    shared = set.intersection(*(set(site.frames) for site in sites if site.kind in ("action", "reward", "observed")))
     return tuple(sorted(shared, key=lambda frame: frame.dim))
 
 

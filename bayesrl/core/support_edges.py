@@ -19,8 +19,9 @@ from numpyro.distributions import biject_to, constraints
 
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import split
+from bayesrl.core.primitives import unwrapped
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Structure
+from bayesrl.core.structure import Structure, elementwise_support
 from bayesrl.core.trace import Trace, abstract_trace, trace_program
 from bayesrl.typing import PRNGKey, Program
 
@@ -65,8 +66,7 @@ class PriorSpread(NamedTuple):
 
 def edge_interval(support: Any) -> EdgeInterval | None:
     """Return the edges of a support in unconstrained coordinates, or None if they are not known."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = elementwise_support(support)
     if support in (constraints.positive, constraints.nonnegative):
         return _LOWEST, _HIGHEST
     near_one = -math.log(_UNITS * _EPS)
@@ -218,12 +218,5 @@ def _lie(quantiles: np.ndarray) -> PriorSpread:
 
 def _peeled(fn: Any) -> Any:
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def unwrapped(fn: Any) -> Any:
-    """Remove all of NumPyro's wrappers from a distribution."""
-    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
@@ -17,8 +16,8 @@ from bayesrl.compilation.callbacks import comparable_callbacks
 from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
 from bayesrl.compilation.jit import cached_analysis
 from bayesrl.compilation.random_keys import split
-from bayesrl.core.handlers import SiteHooks
-from bayesrl.core.primitives import SiteKind, is_hidden, site_kind
+from bayesrl.core.handlers import scan_length, watch_body
+from bayesrl.core.primitives import SiteKind, is_hidden, site_kind, unwrapped
 from bayesrl.core.rng import FoldedKeys, QuickDraws
 from bayesrl.core.unsupported import check_scan, refuse_branches
 from bayesrl.errors import PolicyError
@@ -75,21 +74,14 @@ class _TraceHandler(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
             refuse_branches(msg)
-            _, init, xs, length, reverse = msg["args"]
-            if reverse:
+            if msg["args"][-1]:
                 raise PolicyError(
                     "a scan with reverse=True cannot be replayed: NumPyro records its sites in one order and "
                     "reads them in the other; flip xs along time and scan forwards"
                 )
-            self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+            self.length = scan_length(msg)
             check_scan(msg, self.length)
-            body = msg["args"][0]
-
-            def watched(carry: Any, x: Any) -> Any:
-                with SiteHooks(self._watch_body, _ignore):
-                    return body(carry, x)
-
-            msg["args"] = (watched, init, xs, length, reverse)
+            watch_body(msg, self._watch_body)
             _seed_steps(msg, self.length)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -146,10 +138,6 @@ def _seed_steps(msg: dict[str, Any], length: int) -> None:
 
     msg["args"] = (seeded, init, (xs, split(key, length)), *rest)
     msg["kwargs"]["rng_key"] = None
-
-
-def _ignore(msg: dict[str, Any]) -> None:
-    """Do nothing with a message."""
 
 
 def trace_program(program: Callable[..., Any], *args: Any) -> Trace:
@@ -276,7 +264,6 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
             f"site {repeated[0]!r} appears {names[repeated[0]]} times; give every site its own name, "
             "or put the repetition into numpyro.contrib.control_flow.scan"
         )
-    plates = {frame.name for m, _, _ in messages for frame in m.get("cond_indep_stack", [])}
     places: dict[str, set[tuple[int, int]]] = {}
     for m, _, _ in messages:
         for frame in m.get("cond_indep_stack", []):
@@ -288,7 +275,7 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
                 f"plate {name!r} stands at axis {dim} (size {size}) and at axis {other_dim} (size {other_size}); its "
                 "elements cannot be told one by one: give it one dim=... throughout, or give the plates two names"
             )
-    if shared := sorted(plates & set(names)):
+    if shared := sorted(set(places) & set(names)):
         raise PolicyError(f"site {shared[0]!r} bears the name of a plate; give every site and plate its own name")
 
 
@@ -321,9 +308,7 @@ def raw_log_prob(site: TraceSite) -> Array:
 
 def _takes_intermediates(fn: Any) -> bool:
     """Whether `log_prob` takes the draw's intermediates; some transformed distributions override it without them."""
-    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return "intermediates" in inspect.signature(fn.log_prob).parameters
+    return "intermediates" in inspect.signature(unwrapped(fn).log_prob).parameters
 
 
 def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:

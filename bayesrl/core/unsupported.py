@@ -3,7 +3,7 @@
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.primitives import Messenger
 
-from bayesrl.core.handlers import SiteHooks
-from bayesrl.core.primitives import site_kind
+from bayesrl.core.handlers import watch_body
+from bayesrl.core.primitives import site_kind, unwrapped
 from bayesrl.errors import BayesRLError, PolicyError
 from bayesrl.typing import Program
 
@@ -62,7 +61,7 @@ class Refusals(Messenger):
         if msg["type"] == "control_flow":
             for kind, held in msg["kwargs"].get("substitute_stack", ()):
                 if kind != "condition":
-                    _watch(msg, partial(_refuse_held_in_scan, held=held))
+                    watch_body(msg, partial(_refuse_held_in_scan, held=held))
         elif msg["type"] == "sample":
             _refuse_empty(msg)
             _refuse_repeated(msg)
@@ -91,10 +90,7 @@ def _refuse_empty(msg: dict[str, Any]) -> None:
 
 
 def _refuse_undrawn(msg: dict[str, Any], cause: BaseException) -> None:
-    kind = type(msg["fn"])
-    while isinstance(fn := msg["fn"], dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
-        msg = {**msg, "fn": fn.base_dist}
-        kind = type(fn.base_dist)
+    kind = type(unwrapped(msg["fn"]))
     says = f"NumPyro says: {cause}" if str(cause) else "it has no sampler"
     raise PolicyError(
         f"site {msg['name']!r} cannot be drawn from {kind.__name__} ({says}); write a distribution in its place that "
@@ -156,10 +152,10 @@ def check_scan(msg: dict[str, Any], length: int) -> None:
     Raises:
         PolicyError: naming the site and the remedy, when the body runs.
     """
-    _watch(msg, _refuse_nested)
+    watch_body(msg, _refuse_nested)
     for kind, held in msg["kwargs"].get("substitute_stack", ()):
         if kind == "condition":
-            _watch(msg, partial(_refuse_partly, held=held, length=length))
+            watch_body(msg, partial(_refuse_partly, held=held, length=length))
 
 
 def refuse_branches(msg: dict[str, Any]) -> None:
@@ -173,20 +169,6 @@ def refuse_branches(msg: dict[str, Any]) -> None:
             "numpyro.contrib.control_flow.cond draws the sites of one branch only, and what was not drawn has no "
             "density; draw the sites of both branches outside, and choose between their values by jnp.where"
         )
-
-
-def _watch(msg: dict[str, Any], look: Callable[[dict[str, Any]], None]) -> None:
-    body, *rest = msg["args"]
-
-    def watched(carry: Any, x: Any) -> Any:
-        with SiteHooks(look, _nothing):
-            return body(carry, x)
-
-    msg["args"] = (watched, *rest)
-
-
-def _nothing(msg: dict[str, Any]) -> None:
-    """Do nothing with a message."""
 
 
 def _refuse_nested(msg: dict[str, Any]) -> None:

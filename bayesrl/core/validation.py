@@ -15,7 +15,7 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import FiniteSupport, finite_support, is_discrete
-from bayesrl.core.trace import Frame, Trace, site_log_prob, trace_program
+from bayesrl.core.trace import Frame, site_log_prob, trace_program
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
 
@@ -28,8 +28,39 @@ def check_sites(programs: Programs, params: Params) -> None:
     Raises:
         GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
     """
-    if programs.guide is not None:
-        _check_names(programs, programs.trace_guide(params))
+    if programs.guide is None:
+        return
+    structure, drawn = programs.structure, programs.trace_guide(params)
+    for name in structure.actions:
+        if name not in drawn.sites:
+            raise GuideError(
+                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
+                f"add numpyro.sample({name!r}, ...) to the guide"
+            )
+    for name, site in drawn.sites.items():
+        if site.kind != "metric" and all(name != known.name for known in structure.sites):
+            raise GuideError(
+                f"the guide adds site {name!r}, which the policy does not have "
+                f"(its action sites are {list(structure.actions)}); remove it or rename it"
+            )
+        if name not in structure.actions:
+            continue
+        if site.kind == "observed":
+            raise GuideError(
+                f"the guide holds action site {name!r} at a value (obs=...) instead of drawing it; leave obs out"
+            )
+        if is_discrete(site.fn) != structure[name].discrete:
+            raise GuideError(
+                f"only one of guide and policy draws site {name!r} from a discrete distribution; draw from "
+                "distributions with the same support in both"
+            )
+        _check_support(name, structure[name].support, finite_support(site.fn))
+        shape = tuple(jnp.shape(site.value))
+        if shape != structure[name].shape:
+            raise GuideError(
+                f"the guide draws site {name!r} with shape {shape}, the policy with {structure[name].shape}; "
+                "use the same plates and event shape in both"
+            )
 
 
 def check_draws(
@@ -88,39 +119,6 @@ def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
     """Count the bad draws of each site that has any."""
     counts = {name: int(np.asarray(bad).sum()) for name, bad in found.items()}
     return ((name, count) for name, count in counts.items() if count)
-
-
-def _check_names(programs: Programs, drawn: Trace) -> None:
-    structure = programs.structure
-    for name in structure.actions:
-        if name not in drawn.sites:
-            raise GuideError(
-                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
-                f"add numpyro.sample({name!r}, ...) to the guide"
-            )
-    for name, site in drawn.sites.items():
-        if site.kind != "metric" and all(name != known.name for known in structure.sites):
-            raise GuideError(
-                f"the guide adds site {name!r}, which the policy does not have "
-                f"(its action sites are {list(structure.actions)}); remove it or rename it"
-            )
-        if name in structure.actions and site.kind == "observed":
-            raise GuideError(
-                f"the guide holds action site {name!r} at a value (obs=...) instead of drawing it; leave obs out"
-            )
-        if name in structure.actions:
-            if is_discrete(site.fn) != structure[name].discrete:
-                raise GuideError(
-                    f"only one of guide and policy draws site {name!r} from a discrete distribution; draw from "
-                    "distributions with the same support in both"
-                )
-            _check_support(name, structure[name].support, finite_support(site.fn))
-        shape = tuple(jnp.shape(site.value))
-        if name in structure.actions and shape != structure[name].shape:
-            raise GuideError(
-                f"the guide draws site {name!r} with shape {shape}, the policy with {structure[name].shape}; "
-                "use the same plates and event shape in both"
-            )
 
 
 def _check_support(name: str, prior: FiniteSupport | None, guide: FiniteSupport | None) -> None:

@@ -13,7 +13,8 @@ from jax.interpreters import partial_eval
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger, apply_stack
 
-from bayesrl.core.structure import Structure
+from bayesrl.core.handlers import scan_length
+from bayesrl.core.programs import Programs
 from bayesrl.core.trace import Trace
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import ProgramStage, build_stage
@@ -60,8 +61,8 @@ class _PartialScan(Messenger):
         if msg["type"] != "control_flow":
             return
         self.count += 1
-        body, init, xs, length, _ = msg["args"]
-        self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        body, init, xs, *_ = msg["args"]
+        self.length = scan_length(msg)
         if self.mode == "enter":
             self.carry = init
             raise _Leave
@@ -100,9 +101,7 @@ class ScanProgram:
     """A program of flat sites, one scan, and flat sites.
 
     Attributes:
-        policy: the program.
-        structure: structure of the policy.
-        args: arguments of the policy.
+        programs: the policy, without a guide.
         length: number of time steps.
         carry: shapes and dtypes of the carry.
         outputs: shapes and dtypes of the stacked outputs.
@@ -111,9 +110,7 @@ class ScanProgram:
         after: names of all sites after it.
     """
 
-    policy: Program
-    structure: Structure
-    args: tuple[Any, ...]
+    programs: Programs
     length: int
     carry: Any
     outputs: Any
@@ -123,19 +120,20 @@ class ScanProgram:
 
     def axes(self, names: Sequence[str]) -> tuple[Axis, ...]:
         """Arrange the latent sites among `names` as axes of one step."""
-        sites = [site for site in self.structure.sites if site.name in names]
-        return enumeration_axes(self.structure, sites, lambda _: (0,))
+        structure = self.programs.structure
+        return enumeration_axes(structure, [site for site in structure.sites if site.name in names], lambda _: (0,))
 
 
-def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> ScanProgram | None:
+def split_scan(programs: Programs) -> ScanProgram | None:
     """Find the program's scan; None if there is none, or more than one."""
+    structure = programs.structure
     if all(site.scan is None for site in structure.sites):
         return None
-    window = _PartialScan(policy, "watch")
+    window = _PartialScan(programs.policy, "watch")
     axes = path_axes(structure)
 
     def watch() -> tuple[Any, Any]:
-        _run_window(window, first_assignment(axes), args)
+        _run_window(window, first_assignment(axes), programs.args)
         return window.carry, window.outputs
 
     carry, outputs = jax.eval_shape(watch)
@@ -145,9 +143,7 @@ def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
     inside = [i for i, site in enumerate(structure.sites) if site.scan is not None]
     first, last = inside[0], inside[-1] + 1
     return ScanProgram(
-        policy,
-        structure,
-        args,
+        programs,
         window.length,
         carry,
         outputs,
@@ -162,7 +158,7 @@ def reads_outputs(scan: ScanProgram) -> bool:
     if not scan.after or not jax.tree.leaves(scan.outputs):
         return False
     axes = (*scan.axes(scan.before), *scan.axes(scan.after))
-    scored = [name for name in scan.after if scan.structure[name].kind != "metric"]
+    scored = [name for name in scan.after if scan.programs.structure[name].kind != "metric"]
     return _depends(scan, axes, scored)
 
 
@@ -171,7 +167,7 @@ def unknown_metrics(scan: ScanProgram) -> set[str]:
     if not jax.tree.leaves(scan.outputs):
         return set()
     axes = (*scan.axes(scan.before), *scan.axes(scan.after))
-    metrics = [name for name in scan.after if scan.structure[name].kind == "metric"]
+    metrics = [name for name in scan.after if scan.programs.structure[name].kind == "metric"]
     return {name for name in metrics if _depends(scan, axes, [name])}
 
 
@@ -180,10 +176,10 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
 
     def scores(*outputs: Any) -> Any:
         carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.carry)
-        window = _PartialScan(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
-        trace = _run_window(window, first_assignment(axes), scan.args)
-        values = [trace.sites[n].value for n in names if scan.structure[n].kind == "metric"]
-        return score_trace(trace, scan.structure, names), values
+        window = _PartialScan(scan.programs.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
+        trace = _run_window(window, first_assignment(axes), scan.programs.args)
+        values = [trace.sites[n].value for n in names if scan.programs.structure[n].kind == "metric"]
+        return score_trace(trace, scan.programs.structure, names), values
 
     jaxpr = jax.make_jaxpr(scores)(*leaves)
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -213,16 +209,18 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
     spend(num_assignments(before), "before the scan")
     prefix = np.arange(num_assignments(before))
-    scores, carry = BatchEvaluator(enter, scan.args, scan.structure)({"prefix": prefix})
-    stage = build_stage(before, scores, np.ones((1, math.prod(scan.structure.context_shape)), bool), scan.structure)
+    scores, carry = BatchEvaluator(enter, scan.programs.args, scan.programs.structure)({"prefix": prefix})
+    stage = build_stage(
+        before, scores, np.ones((1, math.prod(scan.programs.structure.context_shape)), bool), scan.programs.structure
+    )
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
     stages = [stage]
-    table = BatchEvaluator(step, scan.args, scan.structure)
+    table = BatchEvaluator(step, scan.programs.args, scan.programs.structure)
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
         spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
         scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
-        stage = build_stage(inside, scores, reached, scan.structure)
+        stage = build_stage(inside, scores, reached, scan.programs.structure)
         stage, states, reached = _follow(stage, rows, carry)
         # Metrics are means over time, so each step contributes its share.
         own = {name: value / scan.length for name, value in stage.metrics.items()}
@@ -232,8 +230,8 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         return stages
     rows = _rows(states, num_assignments(after))
     spend(len(rows["prefix"]), "behind the scan")
-    scores = BatchEvaluator(finish, scan.args, scan.structure)(rows)
-    return [*stages, build_stage(after, scores, reached, scan.structure)]
+    scores = BatchEvaluator(finish, scan.programs.args, scan.programs.structure)(rows)
+    return [*stages, build_stage(after, scores, reached, scan.programs.structure)]
 
 
 def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
@@ -241,23 +239,23 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
 
     def enter(args: tuple[Any, ...], row: Any) -> Any:
-        window = _PartialScan(scan.policy, "enter")
+        window = _PartialScan(scan.programs.policy, "enter")
         trace = _run_window(window, decode_assignment(before, row["prefix"]), args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_trace(trace, scan.structure, scan.before), carry
+        return score_trace(trace, scan.programs.structure, scan.before), carry
 
     def step(args: tuple[Any, ...], row: Any) -> Any:
-        window = _PartialScan(scan.policy, "step", (row["t"], row["carry"]))
+        window = _PartialScan(scan.programs.policy, "step", (row["t"], row["carry"]))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(inside, row["assignment"])
         trace = _run_window(window, values, args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_trace(trace, scan.structure, scan.inside), carry
+        return score_trace(trace, scan.programs.structure, scan.inside), carry
 
     def finish(args: tuple[Any, ...], row: Any) -> Any:
         outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)
-        window = _PartialScan(scan.policy, "finish", (row["carry"], outputs))
+        window = _PartialScan(scan.programs.policy, "finish", (row["carry"], outputs))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(after, row["assignment"])
-        return score_trace(_run_window(window, values, args), scan.structure, scan.after)
+        return score_trace(_run_window(window, values, args), scan.programs.structure, scan.after)
 
     return enter, step, finish
 

@@ -66,7 +66,7 @@ def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[
             f"the policy has environment site {nature[0]!r} and observed site {observed[0]!r}; the optimum of control "
             "given data is not defined here: put what the data say into the prior, or make nature an ordinary site"
         )
-    scan = split_scan(program.policy, structure, program.args)
+    scan = split_scan(program)
     axes = path_axes(structure)
     reason = _needs_paths(structure, scan, axes)
     if scan is None or reason is not None or num_assignments(axes) <= min(MAX_EXPLICIT_PATHS, max_count):

@@ -120,7 +120,7 @@ def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[st
 
 def _ends(fn: Any) -> list[Array]:
     """Return both ends of a distribution's support, which may depend on earlier draws."""
-    support = elementwise_support(fn)
+    support = elementwise_support(fn.support)
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     if support is constraints.boolean or support is constraints.simplex:
         lower, upper = 0.0, 1.0

@@ -12,7 +12,7 @@ from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import STAMP, blank, stamped
 from bayesrl.files.regular_files import read_file, write_file
 from bayesrl.run_folder import earlier_formats
-from bayesrl.run_folder.json_files import ANEW, check_stamp, is_begun, problem_of, read_problem
+from bayesrl.run_folder.json_files import ANEW, begun_problem, check_stamp, digest_of, problem_of, stored_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
@@ -54,10 +54,11 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
     """
     import jax
 
-    path = Path(directory) / CHECKPOINT
-    arrays = read_checkpoint(directory)
+    path, problem = Path(directory) / CHECKPOINT, begun_problem(directory)
+    arrays = read_checkpoint(directory, problem)
     if arrays is None:
         return None
+    problem = problem or stored_problem(directory)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     wanted = {f"state{jax.tree_util.keystr(keys)}" for keys, _ in leaves}
     foreign = [name for name in arrays if name.startswith("state") and name not in wanted]
@@ -67,7 +68,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
             "was the guide or the optimiser changed? Fit into another directory"
         )
     restored = []
-    as_at_the_start = earlier_formats.NEW_STATE.get(read_problem(directory)["format"], ())
+    as_at_the_start = earlier_formats.NEW_STATE.get(problem["format"], ())
     for keys, leaf in leaves:
         name = f"state{jax.tree_util.keystr(keys)}"
         if name in as_at_the_start and name not in arrays:
@@ -81,7 +82,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
                 "was the guide or the optimiser changed? Fit into another directory"
             )
         restored.append(jax.device_put(array))
-    return jax.tree.unflatten(treedef, restored), history_in(directory, arrays)
+    return jax.tree.unflatten(treedef, restored), history_in(directory, arrays, problem)
 
 
 def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -90,12 +91,20 @@ def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
     Raises:
         RunFolderError: the file is damaged.
     """
-    arrays = read_checkpoint(directory) or {}
-    return done_in(directory, arrays), history_in(directory, arrays)
+    problem = begun_problem(directory)
+    arrays = read_checkpoint(directory, problem) or {}
+    return done_in(directory, arrays), history_in(directory, arrays, problem)
 
 
-def history_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def history_in(
+    directory: str | Path, arrays: Mapping[str, np.ndarray], problem: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
     """Return the history among a checkpoint's arrays: [chunk, *beta, restart] of a fit, [episode] of `learn`.
+
+    Args:
+        directory: the run folder.
+        arrays: of its checkpoint.
+        problem: of the folder, if it has been read already.
 
     Raises:
         RunFolderError: its columns or shapes are not those of this folder's run.
@@ -103,7 +112,7 @@ def history_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[
     history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
     if not history:
         return {}
-    problem = read_problem(directory)
+    problem = problem or stored_problem(directory)
     learns = problem["identity"].get("kind") == "learn"
     lead = () if learns else fits_in(problem)
     for name in LEARNED if learns else FITTED:
@@ -139,21 +148,25 @@ def done_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> int:
     return int(step)
 
 
-def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
+def read_checkpoint(directory: str | Path, problem: Mapping[str, Any] | None = None) -> dict[str, np.ndarray] | None:
     """Read every array of the folder's checkpoint, or return None if there is none.
 
     If only the previous checkpoint exists, read that one. This happens when a process was killed between two renames,
     or when somebody deleted a damaged checkpoint.
 
+    Args:
+        directory: the run folder.
+        problem: of the folder, if it has been read already.
+
     Raises:
         RunFolderError: it is damaged; the message offers the previous one, if that is whole.
     """
-    folder = Path(directory)
+    folder, problem = Path(directory), problem or begun_problem(directory)
     try:
-        last = _read_arrays(folder / CHECKPOINT, ANEW)
+        last = _read_arrays(folder / CHECKPOINT, problem, ANEW)
     except RunFolderError as error:
         try:
-            kept = _read_arrays(folder / PREVIOUS_CHECKPOINT, "") if "damaged" in str(error) else None
+            kept = _read_arrays(folder / PREVIOUS_CHECKPOINT, problem, "") if "damaged" in str(error) else None
         except RunFolderError:
             kept = None
         if kept is None:
@@ -164,7 +177,7 @@ def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
             f"{str(error).removesuffix(ANEW)}the checkpoint before it, after {done:,} {what}, is whole: delete "
             f"{CHECKPOINT}, and resume goes on from there"
         ) from error
-    return _read_arrays(folder / PREVIOUS_CHECKPOINT, ANEW) if last is None else last
+    return _read_arrays(folder / PREVIOUS_CHECKPOINT, problem, ANEW) if last is None else last
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -173,22 +186,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    arrays = _read_arrays(path, ANEW)
+    arrays = _read_arrays(path, begun_problem(path.parent), ANEW)
     if arrays is None:
         raise RunFolderError(f"there is no {path}; pass the checkpoint of a run that was begun")
     return arrays
 
 
-def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+def _read_arrays(path: Path, problem: Mapping[str, Any] | None, remedy: str) -> dict[str, np.ndarray] | None:
     content = read_file(path)
     if content is None:
         return None
-    check_stamp(path, content, problem_of(path.parent), remedy, CHECKPOINT)
+    check_stamp(path, content, digest_of(problem), remedy, CHECKPOINT)
     try:
         arrays = {name: _array(**told) for name, told in deserialize(content)}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
-    return earlier_formats.upgrade_arrays(arrays, read_problem(path.parent)) if is_begun(path.parent) else arrays
+    return arrays if problem is None else earlier_formats.upgrade_arrays(arrays, problem)
 
 
 def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:

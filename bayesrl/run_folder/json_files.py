@@ -85,7 +85,7 @@ def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
     """Write the description of the problem, atomically; keep the identity of a description that is already there."""
     kept = {"format": FORMAT}
     if is_begun(folder):
-        begun = _stored_problem(folder)
+        begun = stored_problem(folder)
         kept = {"format": begun["format"], "identity": begun["identity"]}
     told = json.loads(json.dumps({**problem, **kept}))
     write_file(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
@@ -142,17 +142,17 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
     Raises:
         RunFolderError: it is missing or damaged, or a later version wrote it.
     """
-    return earlier_formats.upgrade_problem(_stored_problem(directory))
+    return earlier_formats.upgrade_problem(stored_problem(directory))
 
 
 def option_names(directory: str | Path | None) -> dict[str, str]:
     """Return today's names of options → their names in a run folder, where an earlier version wrote others."""
-    if directory is None or not is_begun(directory) or _stored_problem(directory)["format"] == FORMAT:
+    if directory is None or not is_begun(directory) or stored_problem(directory)["format"] == FORMAT:
         return {}
     return {today: earlier for earlier, today in earlier_formats.RENAMED_OPTIONS.items()}
 
 
-def _stored_problem(directory: str | Path) -> dict[str, Any]:
+def stored_problem(directory: str | Path) -> dict[str, Any]:
     """Read the description of the problem as it was written."""
     path = Path(directory) / PROBLEM
     content = read_file(path, most=schemas.MOST_BYTES)
@@ -242,4 +242,14 @@ def _is_unstamped(folder: Path) -> bool:
 
 def problem_of(directory: str | Path) -> str:
     """Return the digest of a folder's problem, or the wildcard `ANYBODY` if it has no run yet."""
-    return problem_digest(_stored_problem(directory)["identity"]) if is_begun(directory) else ANYBODY
+    return digest_of(begun_problem(directory))
+
+
+def begun_problem(directory: str | Path) -> dict[str, Any] | None:
+    """Read the description of the problem as it was written, or return None if the folder has no run yet."""
+    return stored_problem(directory) if is_begun(directory) else None
+
+
+def digest_of(problem: Mapping[str, Any] | None) -> str:
+    """Return the digest of a stored problem, or the wildcard `ANYBODY` if there is none."""
+    return ANYBODY if problem is None else problem_digest(problem["identity"])

@@ -49,18 +49,18 @@ def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTra
     return optax.GradientTransformation(start, update)
 
 
-def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """Return an Optax optimiser as it is, and wrap a NumPyro optimiser as one of Optax.
+def as_optimizer(optimizer: Any) -> optax.GradientTransformation | None:
+    """Return an Optax optimiser or None as it is, and wrap a NumPyro optimiser as one of Optax.
 
     Raises:
-        FitError: it is neither.
+        FitError: it is none of them.
     """
-    if isinstance(optimizer, optax.GradientTransformation):
+    if optimizer is None or isinstance(optimizer, optax.GradientTransformation):
         return optimizer
     if callable(optimizer):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise FitError(f"optimizer={name} is not called yet; pass what it gives, such as optax.adam(0.01)")
-    if _is_numpyro(optimizer):
+    if isinstance(optimizer, _NumPyroOptim):
         return _of_numpyro(optimizer)
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return optax.GradientTransformation(optimizer.init, optimizer.update)
@@ -104,10 +104,6 @@ def check_update(optimizer: optax.GradientTransformation, params: Params) -> Non
 def _is_part(value: Any) -> bool:
     """Whether a part of an optimiser's state is one that `check_update` recognises by name."""
     return type(value).__name__ == "ScaleByLBFGSState" or "Linesearch" in type(value).__name__
-
-
-def _is_numpyro(optimizer: Any) -> bool:
-    return isinstance(optimizer, _NumPyroOptim)
 
 
 def _of_numpyro(optimizer: Any) -> optax.GradientTransformation:

@@ -14,26 +14,26 @@ from bayesrl.arguments import Count, Location, UnusedOption, checked
 from bayesrl.errors import RunFolderError
 from bayesrl.guides import AutoGuide
 from bayesrl.guides.base import Guide
-from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.objectives import Objective
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import from_datatree
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import Source
 from bayesrl.svi.fitting import fit, posterior_of
 from bayesrl.svi.optimizers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
-from bayesrl.svi.problem_setup import Setup, set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.training_loop import Callback, TrainingLoop
 from bayesrl.typing import PRNGKey, Program
-
-
-def _only_shown(given: Mapping[str, Any]) -> bool:
-    return given["policy"] is None
 
 
 @checked(
     RunFolderError,
     *(
-        UnusedOption(name, _only_shown, "without its policy a fit is shown as it was saved; pass policy=")
+        UnusedOption(
+            name,
+            lambda given: given["policy"] is None,
+            "without its policy a fit is shown as it was saved; pass policy=",
+        )
         for name in ("guide", "objective", "optimizer", "source")
     ),
 )
@@ -75,12 +75,18 @@ def load(
     problem = _problem_of_fit(directory)
     if policy is None:
         return _shown(directory, problem)
-    run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, source)
+    guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
+    settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
+    setup = set_up(key, policy, args, beta, guide, as_objective(objective), settings["num_restarts"], source)
+    run_folder.check_same(directory, {**problem, "identity": setup.identity})
+    rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
+    optimiser = as_optimizer(optimizer) or default_optimizer(rate, settings["num_steps"])
+    run = TrainingLoop(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
     state, rows = run.restore(run.start())
     if not rows:
         raise RunFolderError(f"{directory} holds no checkpoint yet; run bayesrl.resume(directory, policy, *args)")
     interrupted = int(state.train.step) < run.num_steps
-    return posterior_of(run.key, setup, state, rows, settings, beta, interrupted=interrupted)
+    return posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
 
 
 def _problem_of_fit(directory: str | Path) -> dict[str, Any]:
@@ -254,25 +260,3 @@ def _rebuild(
 def _kinds(base: type[Any]) -> list[type[Any]]:
     """List all imported subclasses of `base`, subclasses of subclasses included."""
     return [own for kind in base.__subclasses__() for own in (kind, *_kinds(kind))]
-
-
-def _reopen(
-    directory: Location,
-    problem: dict[str, Any],
-    policy: Program,
-    args: Any,
-    guide: Any,
-    objective: Any,
-    optimizer: Any,
-    source: Any,
-) -> tuple[TrainingLoop, Setup, dict[str, Any], Any]:
-    guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
-    settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
-    chosen = ReverseKL() if objective is None else as_objective(objective)
-    setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
-    run_folder.check_same(directory, {**problem, "identity": setup.identity})
-    given = None if optimizer is None else as_optimizer(optimizer)
-    rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
-    optimiser = default_optimizer(rate, settings["num_steps"]) if given is None else given
-    run = TrainingLoop(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
-    return run, setup, settings, beta

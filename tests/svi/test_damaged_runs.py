@@ -20,6 +20,7 @@ from bayesrl.cli.show import show_run
 from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import problem_digest, stamped_json
 from bayesrl.files.locking import lock_folder
+from bayesrl.run_folder import json_files
 from benchmarks.robustness_mutations import DAMAGE, FAULTS, LAID, Folder, case
 
 STEERS = "\x1b[2J\x9b31m\u202e"
@@ -87,6 +88,18 @@ def test_the_checkpoint_before_is_offered_and_gone_on_from(copied: Path) -> None
     damage(copied / run_folder.PREVIOUS_CHECKPOINT)
     with pytest.raises(RunFolderError, match="damaged: fit anew into another directory"):
         bayesrl.load(copied, bandit)
+
+
+def test_a_checkpoint_is_read_with_one_reading_of_its_problem(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, read = [], json_files.read_file
+
+    def noted(path: Path, **options: Any) -> bytes | None:
+        files.append(path.name)
+        return read(path, **options)
+
+    monkeypatch.setattr(json_files, "read_file", noted)
+    assert run_folder.read_history(copied)[0] > 0
+    assert files == [run_folder.PROBLEM]
 
 
 def test_draws_that_do_not_belong_to_the_checkpoint_are_not_mixed_with_it(copied: Path) -> None:

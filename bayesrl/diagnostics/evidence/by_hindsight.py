@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -22,7 +21,7 @@ from numpyro.primitives import Messenger
 from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.random_keys import fold_in, key_data, split, split_keys, wrap_key_data
 from bayesrl.core.draws import Draws
-from bayesrl.core.handlers import SiteHooks
+from bayesrl.core.handlers import SiteHooks, scan_length
 from bayesrl.core.primitives import reward, site_kind
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Site, Structure
@@ -70,9 +69,9 @@ class FixedNature(Messenger):
             self._fix(msg, now, {name: value[0] for name, value in self.values.items()})
 
     def _enter_scan(self, msg: dict[str, Any]) -> None:
-        body, init, xs, length, *rest = msg["args"]
+        body, init, xs, _, *rest = msg["args"]
         # A scan knows its length from `length` or from its inputs, as in `jax.lax.scan`.
-        steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        steps = scan_length(msg)
         inside = [name for name, keys in self.keys.items() if len(keys) == steps]
         data = {name: key_data(self.keys[name]) for name in inside}
         values = {name: value for name, value in self.values.items() if name in data}
@@ -80,7 +79,7 @@ class FixedNature(Messenger):
         def fixed(carry: Any, x: Any) -> Any:
             own, noise, worth = x
             now = {name: wrap_key_data(value) for name, value in noise.items()}
-            with SiteHooks(lambda inner: self._fix(inner, now, worth), lambda _: None):
+            with SiteHooks(lambda inner: self._fix(inner, now, worth)):
                 return body(carry, own)
 
         msg["args"] = (fixed, init, (xs, data, values), steps, *rest)

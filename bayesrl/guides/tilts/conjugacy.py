@@ -12,9 +12,9 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.core.primitives import unwrapped
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.support_edges import unwrapped
 from bayesrl.core.trace import TraceSite, abstract_trace, site_log_prob, trace_program
 from bayesrl.jaxprs.polynomial_degrees import NOT_POLYNOMIAL, input_degrees
 from bayesrl.typing import PRNGKey, Program

@@ -256,7 +256,7 @@ class Affine(dist.Distribution):
         return len(coordinate_shape(self))
 
     def _bounded(self, coordinates: Array) -> Array:
-        if elementwise_support(self) in (constraints.real, constraints.real_vector, constraints.real_matrix):
+        if elementwise_support(self.support) in (constraints.real, constraints.real_vector, constraints.real_matrix):
             return coordinates
         return jnp.clip(coordinates, _LOWEST, _HIGHEST)
 

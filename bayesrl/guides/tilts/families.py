@@ -336,7 +336,7 @@ def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
 
 def to_unconstrained(fn: Any, value: Array) -> Array:
     """Map values of a continuous site to unconstrained space, if that keeps one coordinate per number."""
-    support = elementwise_support(fn)
+    support = elementwise_support(fn.support)
     fixed = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
     if support in fixed:
         return jnp.clip(biject_to(support).inv(value), -87.0, 88.0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.handlers import IntoScans, SiteHooks
+from bayesrl.core.handlers import IntoScans, SiteHooks, scan_length
 from bayesrl.core.primitives import is_hidden, site_kind
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
@@ -170,7 +170,7 @@ class TiltHandler(IntoScans):
         body, init, xs, length, *rest = msg["args"]
         number = self.num_scans
         self.num_scans += 1
-        steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        steps = scan_length(msg)
         names = [name for name, plan in self.plan.sites.items() if plan.site.scan == number]
         for name in names:
             self._check_length(name, steps)
