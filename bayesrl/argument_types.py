@@ -1,6 +1,7 @@
 """Turn each annotation, once, into a function that checks values and says in words what it wants instead."""
 
 import importlib
+import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,6 +177,15 @@ def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Checker | None:
     return _of_class(origin)
 
 
+def _wrong(check: Checker | None, parts: Iterable[Any]) -> str | None:
+    """Describe what the first wrong part of a collection should be, and what it is."""
+    for part in itertools.islice(parts if check is not None else (), _PARTS):
+        text = None if check is None else check(part)
+        if text is not None:
+            return f"{text}, and not {format_value(part)}"
+    return None
+
+
 def _mapping(origin: type, key: Any, value: Any) -> Checker:
     keys, values = checker(key), checker(value)
     wanted = f"a dictionary{_held(values).replace('each', 'each value')}"
@@ -183,11 +193,9 @@ def _mapping(origin: type, key: Any, value: Any) -> Checker:
     def refuses(mapping: Any) -> str | None:
         if not isinstance(mapping, origin) or not isinstance(mapping, Mapping):
             return wanted
-        for name, part in list(mapping.items())[:_PARTS]:
-            for check, held, what in ((keys, name, "names"), (values, part, "values")):
-                text = None if check is None else check(held)
-                if text is not None:
-                    return f"a dictionary of which all {what} are {text}, and not {format_value(held)}"
+        for what, check, parts in (("names", keys, mapping), ("values", values, mapping.values())):
+            if (wrong := _wrong(check, parts)) is not None:
+                return f"a dictionary of which all {what} are {wrong}"
         return None
 
     return refuses
@@ -208,9 +216,8 @@ def _record(parts: tuple[Any, ...]) -> Checker:
         if not isinstance(value, tuple) or len(value) != len(checks):
             return f"a tuple of {len(checks)}"
         for check, part in zip(checks, value, strict=True):
-            text = None if check is None else check(part)
-            if text is not None:
-                return f"a tuple that holds {text}, and not {format_value(part)}"
+            if (wrong := _wrong(check, [part])) is not None:
+                return f"a tuple that holds {wrong}"
         return None
 
     return refuses
@@ -230,19 +237,15 @@ def _series(origin: type, part: Any) -> Checker:
             return wanted
         if check is None or not isinstance(value, Sequence | set | frozenset):  # checking would exhaust an iterator
             return None
-        for one in list(value)[:_PARTS]:
-            text = check(one)
-            if text is not None:
-                return f"{name} of which each is {text}, and not {format_value(one)}"
-        return None
+        wrong = _wrong(check, value)
+        return None if wrong is None else f"{name} of which each is {wrong}"
 
     return refuses
 
 
 def _of_class(kind: type) -> Checker:
-    if kind is np.ndarray:  # functions that take NumPy arrays can read JAX arrays too
-        return _of(lambda value: isinstance(value, np.ndarray) or is_array(value), _named(kind))
-    return _of(lambda value: isinstance(value, kind), _named(kind))
+    # Functions that take NumPy arrays can read JAX arrays too.
+    return _of(lambda value: isinstance(value, kind) or (kind is np.ndarray and is_array(value)), _named(kind))
 
 
 def _named(kind: type) -> str:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -63,7 +63,7 @@ class ClosureJit:
         """Call the function."""
         leaves = _leaves(args)
         # Inside another trace the function becomes a part of that program.
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if has_tracers(leaves):
             return self.fn(static, *args)
         return _traced(self, static, args).run(leaves)
 
@@ -80,16 +80,14 @@ class ClosureJit:
         return lambda *args: traced.run(_leaves(args))
 
 
-def _of_arguments(fn: Callable[..., Any], name: str | None, full_optimization: bool) -> ClosureJit:
+def _of_arguments(fn: Callable[..., Any], name: str | None, *, full_optimization: bool = False) -> ClosureJit:
     name = name or getattr(fn, "__name__", None)
     return ClosureJit(lambda _, *args: fn(*args), name=name, full_optimization=full_optimization)
 
 
-def closure_jit(
-    fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
-) -> Callable[..., Any]:
+def closure_jit(fn: Callable[..., Any], *, name: str | None = None) -> Callable[..., Any]:
     """Compile a function as `ClosureJit` does; only arguments that are not arrays are static."""
-    made = _of_arguments(fn, name, full_optimization)
+    made = _of_arguments(fn, name)
     return lambda *args: made(None, *args)
 
 
@@ -97,7 +95,7 @@ def trace_once(
     fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
 ) -> Callable[..., Any]:
     """Trace a function at its first call, and again only for arguments of other shapes; see `ClosureJit.prepare`."""
-    made = _of_arguments(fn, name, full_optimization)
+    made = _of_arguments(fn, name, full_optimization=full_optimization)
     traced: dict[Any, TracedProgram] = {}
 
     def call(*args: Any) -> Any:
@@ -111,6 +109,11 @@ def trace_once(
     return call
 
 
+def has_tracers(tree: Any) -> bool:
+    """Whether a pytree has values that are not known before a program runs."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def to_host(tree: Any) -> Any:
     """Turn JAX arrays of a pytree into NumPy arrays without a copy if the device is the host; else leave them.
 
@@ -118,13 +121,12 @@ def to_host(tree: Any) -> Any:
     """
     if jax.default_backend() != "cpu":
         return tree
-    return jax.tree.map(lambda x: np.asarray(x) if _is_plain(x) else x, tree)
 
+    def moved(x: Any) -> Any:
+        known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        return np.asarray(x) if known and not jnp.issubdtype(x.dtype, jax.dtypes.extended) else x
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, jax.Array) and not (
-        isinstance(value, jax.core.Tracer) or jnp.issubdtype(value.dtype, jax.dtypes.extended)
-    )
+    return jax.tree.map(moved, tree)
 
 
 def clear_programs() -> None:
@@ -147,20 +149,16 @@ class _Program:
 
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
-        self._run = jax.jit(run, compiler_options=None if level is None else {_LEVEL: level})
+        self.jitted = jax.jit(run, compiler_options=None if level is None else {_LEVEL: level})
 
-    def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
+    def __call__(self, *args: list[Any]) -> list[Any]:
         if not self.compiled:
             # Compile before the first run, so that the display shows the time of compilation only.
             with activity(f"compiling {self.name}"):
-                self._run.lower(consts, fillings, leaves).compile()
+                self.jitted.lower(*args).compile()
             self.compiled = True
-        outputs: list[Any] = self._run(consts, fillings, leaves)
+        outputs: list[Any] = self.jitted(*args)
         return outputs
-
-    def text(self, *args: Any) -> str:
-        lowered: str = self._run.lower(*args).as_text()
-        return lowered
 
 
 class TracedProgram:
@@ -184,15 +182,14 @@ class TracedProgram:
 
     def text(self, leaves: list[Any]) -> str:
         """Return the program as XLA reads it."""
-        return self.program.text(self.consts, self.fillings, leaves)
+        return str(self.program.jitted.lower(self.consts, self.fillings, leaves).as_text())
 
     def run(self, leaves: list[Any]) -> Any:
         """Run the program on these arrays."""
-        if not self.calls_host:
-            return jax.tree.unflatten(self.tree, self.program(self.consts, self.fillings, leaves))
-        with host_errors():
-            # A function on the host may fail: wait, so that its error is raised here, not at the first use of a result.
-            outputs = jax.block_until_ready(self.program(self.consts, self.fillings, leaves))
+        with host_errors() if self.calls_host else nullcontext():
+            outputs = self.program(self.consts, self.fillings, leaves)
+            if self.calls_host:  # a function on the host may fail: wait, so that its error is raised here, not later
+                jax.block_until_ready(outputs)
         return jax.tree.unflatten(self.tree, outputs)
 
 
@@ -239,7 +236,7 @@ def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...
     """Run an analysis that reads only a program and its arguments; inside `trace_cache`, once for the same objects."""
     read = _reading.get()
     leaves, tree = jax.tree.flatten(args)
-    if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if read is None or has_tracers(leaves):
         return make()
     key = (make.__qualname__, id(program), tree, tuple(id(leaf) for leaf in leaves))
     if key not in read:

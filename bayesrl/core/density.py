@@ -10,7 +10,6 @@ from numpyro import handlers
 from bayesrl.arguments import checked
 from bayesrl.compilation.random_keys import dummy_key, key_from_seed
 from bayesrl.core.draws import total
-from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
@@ -68,8 +67,6 @@ def log_density(policy: Program, sites: SiteArrays, *args: Any, beta: Beta | Non
         >>> round(float(density.log_target), 4)  # log(1/2) + 1
         0.3069
     """
-    if beta is not None:
-        check_beta(beta)
     program = FoldedKeys(handlers.substitute(policy, data=dict(sites)), dummy_key())
     structure = structure_of(trace_program(program, *args))
     check_policy(structure, has_beta=beta is not None)
@@ -79,12 +76,7 @@ def log_density(policy: Program, sites: SiteArrays, *args: Any, beta: Beta | Non
     programs = Programs(policy, None, structure, args, {})
     draws = jax.tree.map(lambda x: x[0], programs.draw(key_from_seed(0), {}, 1, values=sites))
     shape = structure.context_shape
-    parts = {
-        "log_prior": draws.log_prior,
-        "log_nature": draws.log_nature,
-        "log_likelihood": draws.log_likelihood,
-        "rewards": draws.rewards,
-    }
+    parts = {name: getattr(draws, name) for name in ("log_prior", "log_nature", "log_likelihood", "rewards")}
     log_prior, log_nature, log_likelihood, reward = (total(part, shape) for part in parts.values())
     tempered = reward / jnp.asarray(beta) if beta is not None else jnp.zeros(shape)
     log_target = log_prior + log_nature + log_likelihood + tempered

@@ -12,12 +12,13 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
-from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.jit import closure_jit, has_tracers
 from bayesrl.compilation.random_keys import dummy_key, fold_in, key_from_seed, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues, full_data
 from bayesrl.core.log_ratios import log_prior_ratio
+from bayesrl.core.primitives import SiteKind
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.support_edges import EdgeMasked
@@ -174,11 +175,10 @@ class Programs:
 
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
-
-        def one(values: dict[str, Array]) -> dict[str, Array]:
-            return self._scores(self.run_guide(None, None, params, values, ()), "action")
-
-        return self._many(one, {**draws.sites, **draws.plates})
+        return self._many(
+            lambda values: self._scores(self.run_guide(None, None, params, values, ()), "action"),
+            {**draws.sites, **draws.plates},
+        )
 
     def run_guide(
         self,
@@ -235,13 +235,9 @@ class Programs:
     def _latent(self) -> tuple[str, ...]:
         return self.structure.names("action", "environment")
 
-    def _scores(self, trace: Trace, kind: str) -> dict[str, Array]:
-        names = self.structure.names(kind)  # type: ignore[arg-type]
-        return {
-            name: per_context(site_log_prob(trace.sites[name]), trace.sites[name], self.structure.contexts)
-            for name in names
-            if name in trace.sites
-        }
+    def _scores(self, trace: Trace, kind: SiteKind) -> dict[str, Array]:
+        sites = [trace.sites[name] for name in self.structure.names(kind) if name in trace.sites]
+        return {site.name: per_context(site_log_prob(site), site, self.structure.contexts) for site in sites}
 
     def _both_scores(self, drawn: Trace) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return log q of the action sites, with the scale of handlers and without it."""
@@ -348,19 +344,14 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
     def run() -> Trace:
         return trace_program(FoldedKeys(program, key), *args)
 
-    def values(trace: Trace) -> Params:
-        return {name: msg["value"] for name, msg in trace.params.items()}
-
-    def declared(trace: Trace) -> dict[str, Any]:
-        return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in trace.params.items()}
+    def declared(trace: Trace) -> tuple[Params, dict[str, Any]]:
+        shown = {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in trace.params.items()}
+        return {name: msg["value"] for name, msg in trace.params.items()}, shown
 
     trace, made_with = abstract_trace(key, program, args)
     if trace.params and made_with is not key:
         trace = trace_abstractly(run)  # the cached trace has initial values of another key
-    shown, held = declared(trace), values(trace)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
-        return held, shown
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
-        trace = run()  # a constraint may depend on values of the run, which only a real run has
-        return values(trace), declared(trace)
-    return closure_jit(lambda: values(run()), name="declare")(), shown
+    held, shown = declared(trace)
+    if has_tracers(shown):
+        return declared(run())  # a constraint may depend on values of the run, which only a real run has
+    return (closure_jit(lambda: declared(run())[0], name="declare")() if has_tracers(held) else held), shown

@@ -14,7 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from bayesrl.arguments import check_memory
-from bayesrl.compilation.jit import cached_analysis, closure_jit
+from bayesrl.compilation.jit import cached_analysis, closure_jit, has_tracers
 from bayesrl.core.primitives import SiteKind, unwrapped
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.trace import Frame, Trace, TraceSite, abstract_trace, trace_abstractly_twice, trace_program
@@ -232,7 +232,7 @@ def _look(key: PRNGKey, policy: Program, given: tuple[Any, ...]) -> Structure:
     check_arguments(policy, args, "the policy", PolicyError)
     with explain_errors("the policy", PolicyError):
         trace, strays = trace_abstractly_twice(lambda: trace_program(FoldedKeys(Refusals(policy), key), *args))
-    if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
+    if strays and not has_tracers((key, args)):
         refuse_stray(strays[0])
     abstract_trace(key, policy, given, trace)  # caches the trace, so that the next caller need not run the program
     unknown = [name for name, site in trace.sites.items() if _ends_are_computed(site)]
@@ -294,9 +294,7 @@ def finite_support(fn: Any) -> FiniteSupport | None:
     if support is constraints.boolean:
         return (0, 1)
     lower, upper = _ends(fn)
-    if lower is None or upper is None or isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
-        return None
-    return _range(lower, upper)
+    return None if lower is None or upper is None or has_tracers((lower, upper)) else _range(lower, upper)
 
 
 def elementwise_support(support: Any) -> Any:
@@ -319,7 +317,7 @@ def _ends_are_computed(site: TraceSite) -> bool:
     if getattr(site.fn, "finite_values", None) is not None:
         return False
     ends = _ends(site.fn)
-    return all(end is not None for end in ends) and any(isinstance(end, jax.core.Tracer) for end in ends)
+    return all(end is not None for end in ends) and has_tracers(ends)
 
 
 def _range(lower: Any, upper: Any) -> FiniteSupport | None:

@@ -22,7 +22,7 @@ from bayesrl.compilation.random_keys import split
 from bayesrl.core.primitives import unwrapped
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, elementwise_support
-from bayesrl.core.trace import Trace, abstract_trace, trace_program
+from bayesrl.core.trace import abstract_trace, trace_program
 from bayesrl.typing import PRNGKey, Program
 
 type EdgeInterval = tuple[float, float]
@@ -154,10 +154,6 @@ def summarize_prior_draws(
     """
     if not structure.actions:
         return {}, {}
-
-    def look(key: PRNGKey) -> Trace:
-        return trace_program(FoldedKeys(policy, key), *args)
-
     seen = abstract_trace(key, policy, args).trace.sites
     continuous = [
         name
@@ -176,7 +172,7 @@ def summarize_prior_draws(
 
     def count(keys: Any) -> tuple[dict[str, Array], dict[str, Array]]:
         def one(key: PRNGKey) -> tuple[dict[str, Array], dict[str, Array]]:
-            sites = look(key).sites
+            sites = trace_program(FoldedKeys(policy, key), *args).sites
             shares = {
                 name: at_edge(_peeled(sites[name].fn), sites[name].value, own).mean() for name, own in ends.items()
             }
@@ -184,7 +180,9 @@ def summarize_prior_draws(
 
         shares, places = jax.lax.map(one, keys, batch_size=128)
         return {name: share.sum() for name, share in shares.items()}, {
-            name: _quantiles(place.reshape((-1, place.shape[-1]))) for name, place in places.items()
+            # Least, lower quartile, median, upper quartile and greatest of each column, [5, N].
+            name: jnp.quantile(place.reshape((-1, place.shape[-1])), jnp.linspace(0.0, 1.0, 5), axis=0)
+            for name, place in places.items()
         }
 
     counts, quantiles = closure_jit(count, name="edges")(split(key, NUM_DRAWS))
@@ -203,11 +201,6 @@ def _coordinates(fn: Any, value: Any) -> Array:
     coordinates = transform.inv(value)
     event = transform.domain.event_dim
     return coordinates.reshape((-1, math.prod(coordinates.shape[coordinates.ndim - event :])))
-
-
-def _quantiles(places: Array) -> Array:
-    """Least, lower quartile, median, upper quartile and greatest of each column, [5, N]."""
-    return jnp.quantile(places, jnp.array([0.0, 0.25, 0.5, 0.75, 1.0]), axis=0)
 
 
 def _lie(quantiles: np.ndarray) -> PriorSpread:

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from bayesrl.compilation.callbacks import comparable_callbacks
 from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
-from bayesrl.compilation.jit import cached_analysis
+from bayesrl.compilation.jit import cached_analysis, has_tracers
 from bayesrl.compilation.random_keys import split
 from bayesrl.core.handlers import scan_length, watch_body
 from bayesrl.core.primitives import SiteKind, is_hidden, site_kind, unwrapped
@@ -220,7 +220,7 @@ def trace_abstractly_twice(make: Callable[[], Trace]) -> tuple[Trace, list[str]]
     # give the second run the values of the first.
     learned = all(site.kind != "reward" for site in trace.sites.values())
     values = {name: msg["value"] for name, msg in trace.params.items()}
-    start = {name: value for name, value in values.items() if learned and not _unknown(value)}
+    start = {name: value for name, value in values.items() if learned and not has_tracers(value)}
     check_deterministic(first, _reading(handlers.substitute(make, data=start))[1])
     jaxpr = first.trace
     # A tracer among the constants belongs to another trace, such as that of a `jax.lax.scan` in the program.
@@ -239,10 +239,6 @@ def _reading(make: Callable[[], Trace]) -> tuple[Trace, Reading]:
         jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
     outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
     return made[0], Reading(made[0].sites, jaxpr, outputs)
-
-
-def _unknown(value: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _traced_values(made: list[Trace], make: Callable[[], Trace]) -> dict[str, dict[str, list[Any]]]:

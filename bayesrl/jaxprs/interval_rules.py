@@ -122,12 +122,8 @@ def _equal(eqn: Any, x: list[Range]) -> Range:
     return _compared((a == b) & (c == d) & (a == c) & np.isfinite(a), (b < c) | (d < a))
 
 
-def _less(eqn: Any, x: list[Range]) -> Range:
-    return _compared(x[0].upper < x[1].lower, x[0].lower >= x[1].upper)
-
-
-def _at_most(eqn: Any, x: list[Range]) -> Range:
-    return _compared(x[0].upper <= x[1].lower, x[0].lower > x[1].upper)
+def _less(x: Range, y: Range) -> Range:
+    return _compared(x.upper < y.lower, x.lower >= y.upper)
 
 
 def _not(found: Range) -> Range:
@@ -179,14 +175,6 @@ def _total(x: Range, axes: tuple[int, ...], aval: Any, *, exact_terms: bool) -> 
         exact = (x[i] * 256 == np.round(x[i] * 256)).all(axes) & (size * 256 < 1 / eps)
         result[i] = np.where(exact | ~np.isfinite(result[i]), result[i], result[i] + sign * roundings * eps * size)
     return Range(*result)
-
-
-def _sum(eqn: Any, x: list[Range]) -> Range:
-    return _total(x[0], eqn.params["axes"], eqn.outvars[0].aval, exact_terms=True)
-
-
-def _reduce(fn: Callable[..., Any]) -> IntervalRule:
-    return lambda eqn, x: Range(*(fn(side, axis=eqn.params["axes"]) for side in x[0]))
 
 
 def _dot(eqn: Any, x: list[Range]) -> Range | None:
@@ -245,16 +233,13 @@ def _slice(eqn: Any, side: RangeEnd) -> RangeEnd:
     return side[tuple(slice(*ends) for ends in zip(start, stop, strides, strict=True))]
 
 
-def _concatenate(eqn: Any, x: list[Range]) -> Range:
-    return Range(*(np.concatenate(sides, eqn.params["dimension"]) for sides in zip(*x, strict=True)))
-
-
 def _look_up(eqn: Any, x: list[Range]) -> Range | None:
     """Read a table at every index that the ranges allow; if too many, return the hull of the table."""
-    table, *indices = x
+    table, *columns = x
     aval = eqn.outvars[0].aval
-    columns = indices if eqn.primitive.name == "dynamic_slice" else _columns(indices[0])
-    counts = [_width(column) for column in columns]
+    if eqn.primitive.name == "gather":
+        columns = [Range(*sides) for sides in zip(*(np.moveaxis(side, -1, 0) for side in columns[0]), strict=True)]
+    counts = [float((column.upper - column.lower).max(initial=0.0)) + 1 for column in columns]
     if not table.lower.size or not all(math.isfinite(n) for n in counts) or math.prod(counts) > _MOST_POINTS:
         return _whole(eqn, table, aval)
     offsets = np.array(list(product(*(range(int(n)) for n in counts)))).reshape(-1, len(columns))
@@ -264,14 +249,6 @@ def _look_up(eqn: Any, x: list[Range]) -> Range | None:
     if (found < 0).any():  # an index outside the table, for which JAX fills in a value
         return None
     return Range(table.lower.reshape(-1)[found].min(0), table.upper.reshape(-1)[found].max(0))
-
-
-def _columns(indices: Range) -> list[Range]:
-    return [Range(indices.lower[..., i], indices.upper[..., i]) for i in range(indices.lower.shape[-1])]
-
-
-def _width(column: Range) -> float:
-    return float((column.upper - column.lower).max(initial=0.0)) + 1
 
 
 def _read(eqn: Any, places: RangeEnd, at: list[RangeEnd]) -> Any:
@@ -285,6 +262,7 @@ def _read(eqn: Any, places: RangeEnd, at: list[RangeEnd]) -> Any:
 
 
 def _whole(eqn: Any, table: Range, aval: Any) -> Range | None:
+    """Return the hull of a table, or None if JAX may fill in a value from outside of it."""
     fills = eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
     if not table.lower.size or (fills and not jnp.issubdtype(aval.dtype, jnp.floating)):
         return None
@@ -321,10 +299,6 @@ def _bounded(lower: float, upper: float) -> IntervalRule:
     return lambda eqn, x: Range(np.full(x[0].lower.shape, lower), np.full(x[0].lower.shape, upper))
 
 
-def _same_range(eqn: Any, x: list[Range]) -> Range:
-    return x[0]
-
-
 INTERVAL_RULES: dict[str, IntervalRule] = {
     # arithmetic
     "add": lambda eqn, x: nan_to_unbounded(x[0].lower + x[1].lower, x[0].upper + x[1].upper),
@@ -358,21 +332,21 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     # comparisons and logic
     "eq": _equal,
     "ne": lambda eqn, x: _not(_equal(eqn, x)),
-    "lt": _less,
-    "le": _at_most,
-    "gt": lambda eqn, x: _less(eqn, x[::-1]),
-    "ge": lambda eqn, x: _at_most(eqn, x[::-1]),
+    "lt": lambda eqn, x: _less(*x),
+    "le": lambda eqn, x: _not(_less(*x[::-1])),
+    "gt": lambda eqn, x: _less(*x[::-1]),
+    "ge": lambda eqn, x: _not(_less(*x)),
     "and": _logical(_least),
     "or": _logical(_most),
     "not": _logical(_not),
     "select_n": _select,
     "convert_element_type": _cast,
     # reductions
-    "reduce_sum": _sum,
-    "reduce_max": _reduce(np.max),
-    "reduce_min": _reduce(np.min),
-    "reduce_and": _reduce(np.min),
-    "reduce_or": _reduce(np.max),
+    "reduce_sum": lambda eqn, x: _total(x[0], eqn.params["axes"], eqn.outvars[0].aval, exact_terms=True),
+    "reduce_max": _shaped(lambda eqn, side: side.max(eqn.params["axes"])),
+    "reduce_min": _shaped(lambda eqn, side: side.min(eqn.params["axes"])),
+    "reduce_and": _shaped(lambda eqn, side: side.min(eqn.params["axes"])),
+    "reduce_or": _shaped(lambda eqn, side: side.max(eqn.params["axes"])),
     "argmax": _position,
     "argmin": _position,
     "dot_general": _dot,
@@ -384,15 +358,13 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     "transpose": _shaped(lambda eqn, side: side.transpose(eqn.params["permutation"])),
     "rev": _shaped(lambda eqn, side: np.flip(side, eqn.params["dimensions"])),
     "slice": _shaped(_slice),
-    "concatenate": _concatenate,
+    "concatenate": lambda eqn, x: Range(*(np.concatenate(s, eqn.params["dimension"]) for s in zip(*x, strict=True))),
     "iota": _iota,
     "gather": _look_up,
     "dynamic_slice": _look_up,
     "scatter": _update,
     "dynamic_update_slice": _update,
-    "stop_gradient": _same_range,
-    "copy": _same_range,
-    "copy_p": _same_range,
+    **dict.fromkeys(("stop_gradient", "copy", "copy_p"), lambda eqn, x: x[0]),
 }
 
 INEXACT = frozenset({"pow", "exp", "expm1", "tanh", "logistic", "erf", "log", "log1p", "sqrt", "sin", "cos"})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.compilation.jit import ClosureJit, trace_cache
+from bayesrl.compilation.jit import ClosureJit, has_tracers, trace_cache
 from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
@@ -44,7 +44,7 @@ def draw_fit(
         return sampler.draw(key, programs, params, num, by_fit=by_fit)
     draw = _draw if by_fit else _draw_prior
     fixed = (dict(programs.transforms), programs.args, as_hash_key(key), params)
-    if _is_traced((key, params)):  # the caller compiles or vectorises this, so return traced draws in one part
+    if has_tracers((key, params)):  # the caller compiles or vectorises this, so return traced draws in one part
         traced: tuple[Draws, Totals] = draw.fn((*_static(programs), num), *fixed, None)
         return traced
     batch = batch_of(programs.structure)
@@ -93,11 +93,7 @@ class GuideSampler(Protocol):
 def _guide_sampler(programs: Programs, given: Any) -> GuideSampler | None:
     """Return the guide's own sampler, or None if its draws come from running guide and policy side by side."""
     sampler: GuideSampler | None = getattr(programs.guide, "sampler", None)
-    return sampler if sampler is not None and sampler.supports(programs) and not _is_traced(given) else None
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return sampler if sampler is not None and sampler.supports(programs) and not has_tracers(given) else None
 
 
 def _static(programs: Programs) -> tuple[Any, ...]:

@@ -68,8 +68,8 @@ def set_up(
         PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
     """
     programs, first, family, betas = bind_programs(key, policy, args, beta, guide, source)
-    told = [getattr(drawing, "num_particles", 1) for drawing in (objective, source)]
-    particles = max(number for number in (*told, 1) if isinstance(number, int))
+    numbers = [getattr(drawing, "num_particles", 1) for drawing in (objective, source)]
+    particles = max(1, *(number for number in numbers if isinstance(number, int)))
     programs.structure.check_memory(particles * num_restarts * betas.size, FitError)
     rate = None if family is None else family.learning_rate_for(first)
     drawings = draw_and_check(key, programs, first, by_hand=family is None) if drawn else None
