@@ -151,8 +151,7 @@ def load_problem(name: str, **options: Any) -> Problem:
         >>> bayesrl.load_problem("bernoulli_bandit", arms=3).beta
         0.1
     """
-    problem: Problem = _made(name, "problem", Problem, options)
-    return problem
+    return _made(name, "problem", Problem, options)
 
 
 @checked(ProblemError)
@@ -171,11 +170,10 @@ def load_learning_problem(name: str, **options: Any) -> LearningProblem:
         >>> bayesrl.load_learning_problem("deep_sea", size=5).environment.name
         'deep_sea'
     """
-    problem: LearningProblem = _made(name, "learning", LearningProblem, options)
-    return problem
+    return _made(name, "learning", LearningProblem, options)
 
 
-def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) -> Any:
+def _made[T](name: str, function: str, kind: type[T], options: dict[str, Any]) -> T:
     use_by_default()
     check_use(name, function, options)  # reads the file without importing it, so that mistakes show at once
     path = model_path(name)

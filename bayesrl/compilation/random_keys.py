@@ -6,6 +6,7 @@ user's key seeds it, so equal keys give equal draws. A key of another generator 
 and is used as it is.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -55,15 +56,9 @@ def _stacked(words: tuple[Any, Any]) -> Any:
     return lax.optimization_barrier(lax.concatenate([lax.expand_dims(w, (w.ndim,)) for w in words], words[0].ndim))
 
 
-def _counters(shape: tuple[int, ...]) -> Any:
-    size = int(np.prod(shape, dtype=np.int64))
-    return lax.reshape(lax.iota(np.uint32, size), shape)
-
-
 def _split(key: Any, shape: tuple[int, ...], first: Any = 0) -> Any:
-    return _stacked(
-        _derived((key[0], key[1]), _counters(tuple(shape)) + lax.convert_element_type(first, np.uint32), _SPLIT)
-    )
+    counters = lax.reshape(lax.iota(np.uint32, math.prod(shape)), shape)
+    return _stacked(_derived((key[0], key[1]), counters + lax.convert_element_type(first, np.uint32), _SPLIT))
 
 
 def _fold_in(key: Any, data: Any) -> Any:
@@ -71,8 +66,7 @@ def _fold_in(key: Any, data: Any) -> Any:
 
 
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
-    shape = tuple(shape)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     words = -(-size * max(bit_width, 32) // 32)
     if size == 0:
         return lax.full(shape, 0, np.dtype(f"uint{bit_width}"))
@@ -109,8 +103,8 @@ def as_hash_key(key: Any) -> Any:
         key: a JAX key, or an array of keys; old-style keys count as keys of the default generator.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return _wrapped(key)
-    return _wrapped(jax.random.key_data(key)) if str(jax.random.key_impl(key)) == _DEFAULT else key
+        return wrap_key_data(key)
+    return wrap_key_data(jax.random.key_data(key)) if str(jax.random.key_impl(key)) == _DEFAULT else key
 
 
 def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
@@ -119,7 +113,7 @@ def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
     words = None if isinstance(data, jax.core.Tracer) else _on_host(key)
     if words is None:
         return jax.random.fold_in(key, data)
-    return _wrapped(np.stack(_derived(words, np.uint32(data), _FOLD), -1))
+    return wrap_key_data(np.stack(_derived(words, np.uint32(data), _FOLD), -1))
 
 
 def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
@@ -132,13 +126,13 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
     """
     key = as_hash_key(key)
     if first is not None and jax.random.key_impl(key) == _HASH:
-        return _wrapped(_split(jax.random.key_data(key), (num,), first))
+        return wrap_key_data(_split(jax.random.key_data(key), (num,), first))
     if first is not None:
         return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
     words = _on_host(key)
     if words is None:
         return jax.random.split(key, num)
-    return _wrapped(np.stack(_derived(words, np.arange(num, dtype=np.uint32), _SPLIT), -1))
+    return wrap_key_data(np.stack(_derived(words, np.arange(num, dtype=np.uint32), _SPLIT), -1))
 
 
 def split_keys(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
@@ -147,7 +141,7 @@ def split_keys(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
     words = _on_host(key)
     if words is None:
         return tuple(jax.random.split(key, num))
-    return tuple(_wrapped(np.stack(_derived(words, np.uint32(i), _SPLIT), -1)) for i in range(num))
+    return tuple(wrap_key_data(np.stack(_derived(words, np.uint32(i), _SPLIT), -1)) for i in range(num))
 
 
 def as_threefry_key(key: PRNGKey) -> PRNGKey:
@@ -165,16 +159,12 @@ def key_data(key: PRNGKey | PRNGKeys) -> Array:
 
 def wrap_key_data(words: Any) -> Any:
     """Return the key for numbers that `key_data` returned for a key of the default generator."""
-    return _wrapped(words)
+    return jax.random.wrap_key_data(words, impl=_HASH)
 
 
 def dummy_key() -> PRNGKey:
     """Return the same key every time, for programs whose sites all have values, or if only shapes matter."""
-    return _wrapped(np.zeros(2, np.uint32))
-
-
-def _wrapped(words: Any) -> Array:
-    return jax.random.wrap_key_data(words, impl=_HASH)
+    return wrap_key_data(np.zeros(2, np.uint32))
 
 
 def _on_host(key: Array) -> tuple[Any, Any] | None:

@@ -23,6 +23,9 @@ _LINEAR = frozenset({
     "convert_element_type", "copy", "copy_p", "expand_dims", "rev", "pad", "add_any", "cumsum", "select_n", "gather",
     "dynamic_slice", "split",
 })  # fmt: skip
+_SELECTORS = {"select_n": slice(1), "gather": slice(1, None), "dynamic_slice": slice(1, None)}
+"""The inputs of linear operations that select parts of the others."""
+
 _EQUALITIES = frozenset({"eq", "ne", "is_finite"})
 """Constant on all draws but a null set."""
 
@@ -48,7 +51,7 @@ class _DegreesOf(Interpreter[_Degrees]):
         name = eqn.primitive.name
         if name in _EQUALITIES:
             out = self.zero
-        elif name in _LINEAR and not any(inputs[i][-1] for i in _indices_of(name, len(inputs))):
+        elif name in _LINEAR and not any(degrees[-1] for degrees in inputs[_SELECTORS.get(name, slice(0))]):
             out = self.join(inputs)
         elif name in _BILINEAR:
             out = tuple(map(sum, zip(*inputs, strict=True)))
@@ -61,13 +64,6 @@ class _DegreesOf(Interpreter[_Degrees]):
         else:
             out = tuple(NOT_POLYNOMIAL * (degree > 0) for degree in self.join(inputs))
         return [tuple(min(degree, NOT_POLYNOMIAL) for degree in out)] * len(eqn.outvars)
-
-
-def _indices_of(name: str, count: int) -> range:
-    """Return the inputs of a linear operation that select parts of the others."""
-    if name == "select_n":
-        return range(1)
-    return range(1, count) if name in ("gather", "dynamic_slice") else range(0)
 
 
 def input_degrees(

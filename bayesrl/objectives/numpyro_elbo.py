@@ -15,7 +15,6 @@ from bayesrl.core.trace import TraceSite
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.objectives.gradient_plan import discontinuous_sites, refuse_jumps
-from bayesrl.objectives.reverse_kl import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 from bayesrl.value_checks import format_value
 
@@ -102,10 +101,8 @@ class NumPyroELBO(Objective):
         return jnp.asarray(loss) / programs.structure.num_contexts, info_from_draws(draws, programs, beta, shape)
 
 
-def as_objective(objective: Objective | numpyro_elbo.ELBO | None) -> Objective:
-    """Return an objective as it is, wrap a NumPyro ELBO, and take `ReverseKL()` for None."""
-    if objective is None:
-        return ReverseKL()
+def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
+    """Return an objective as it is, and wrap a NumPyro ELBO."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, numpyro_elbo.ELBO):

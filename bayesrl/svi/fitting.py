@@ -199,7 +199,8 @@ def init(
             "jax.vmap(lambda beta: dataclasses.replace(state, beta=beta))(betas)"
         )
     with trace_cache(), host_errors():
-        given, chosen = as_optimizer(optimizer), as_objective(objective)
+        given = as_optimizer(optimizer)
+        chosen = ReverseKL() if objective is None else as_objective(objective)
         setup = set_up(key, policy, args, beta, guide, chosen, 1)
         optimiser = given or default_optimizer(learning_rate or setup.learning_rate or UNPILOTED_RATE, num_steps)
         check_update(optimiser, setup.params)
@@ -229,7 +230,7 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
         state, rows, interrupted = run.run(show=False)
         if interrupted:
             raise KeyboardInterrupt
-        settings = _settings(key, num_steps, 1, None, None, optimizer)
+        settings = _settings(key, num_steps, 1, optimizer, {})
         return posterior_of(key, setup, state, rows, settings, None, interrupted=False, drawn=False)
 
 
@@ -257,16 +258,16 @@ def _fit(
         raise FitError(
             f"start_beta={start_beta!r}; use a number of reward units per nat, at least beta={coldest:g}, or None"
         )
-    given, chosen = as_optimizer(optimizer), as_objective(objective)
+    given = as_optimizer(optimizer)
+    chosen = ReverseKL() if objective is None else as_objective(objective)
     with activity("checking the policy"), host_errors():
         setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
     suggested = setup.learning_rate if learning_rate is None else learning_rate
     if given is not None:
         check_update(given, setup.params)
     optimiser = given or default_optimizer(suggested or UNPILOTED_RATE, num_steps)
-    settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
-    if learning_rate is not None:
-        settings["learning_rate"] = float(learning_rate)
+    optional = {"tolerance": tolerance, "start_beta": start_beta, "learning_rate": learning_rate}
+    settings = _settings(key, num_steps, num_restarts, optimizer, optional)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
     run = TrainingLoop(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
@@ -286,24 +287,17 @@ def _fit(
 
 
 def _settings(
-    key: PRNGKey,
-    num_steps: Count,
-    num_restarts: Count,
-    tolerance: Positive | None,
-    start_beta: Positive | None,
-    optimizer: Any,
+    key: PRNGKey, num_steps: int, num_restarts: int, optimizer: Any, optional: dict[str, float | None]
 ) -> dict[str, Any]:
-    settings: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts}
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        settings["key_impl"] = str(jax.random.key_impl(key))
-    if tolerance is not None:
-        settings["tolerance"] = tolerance
-    if start_beta is not None:
-        settings["start_beta"] = float(start_beta)
-    settings["optimizer"] = "default" if optimizer is None else "given"
-    for package in ("bayesrl", "numpyro", "jax", "optax"):
-        settings[f"{package}_version"] = version(package)
-    return settings
+    impl = str(jax.random.key_impl(key))
+    return {
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+        **({} if impl == "threefry2x32" else {"key_impl": impl}),
+        **{name: float(value) for name, value in optional.items() if value is not None},
+        "optimizer": "default" if optimizer is None else "given",
+        **{f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
+    }
 
 
 def posterior_of(

@@ -14,7 +14,7 @@ from bayesrl.arguments import Count, Location, UnusedOption, checked
 from bayesrl.errors import RunFolderError
 from bayesrl.guides import AutoGuide
 from bayesrl.guides.base import Guide
-from bayesrl.objectives import Objective
+from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import from_datatree
 from bayesrl.posterior.posterior import Posterior
@@ -77,7 +77,8 @@ def load(
         return _shown(directory, problem)
     guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
     settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
-    setup = set_up(key, policy, args, beta, guide, as_objective(objective), settings["num_restarts"], source)
+    chosen = ReverseKL() if objective is None else as_objective(objective)
+    setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
     rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
     optimiser = as_optimizer(optimizer) or default_optimizer(rate, settings["num_steps"])

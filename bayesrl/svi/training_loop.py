@@ -17,7 +17,6 @@ from jax import Array
 from bayesrl import run_folder
 from bayesrl.arguments import user_code
 from bayesrl.compilation.jit import closure_jit, trace_once
-from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
@@ -33,6 +32,7 @@ from bayesrl.svi.step import (
     State,
     StepConfig,
     StepInfo,
+    lane_keys,
     run_chunk,
     start,
     step_key,
@@ -110,7 +110,7 @@ class TrainingLoop:
         if self.folder is not None and self.problem is not None:
             run_folder.save_problem(self.folder, self.problem)
         lanes = self.setup.betas.shape[0]
-        keys = split(fold_in(self.key, 5), lanes)
+        keys = lane_keys(self.key, lanes)
         chunk = self.chunk() if chunk is None else chunk
         if self.pilot and int(state.train.step) == 0:
             with activity("choosing the learning rate"):
