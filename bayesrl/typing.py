@@ -20,15 +20,6 @@ def _is_key(value: Any) -> bool:
     return value.shape == () if typed else value.dtype == jnp.uint32 and value.shape == (2,)
 
 
-def are_temperatures(value: Any) -> bool:
-    """Whether a value is a number above 0, or an array of such numbers; traced ones pass."""
-    return not isinstance(value, list | tuple) and _are_at_least(value, LEAST)
-
-
-def _are_temperatures_or_zero(value: Any) -> bool:
-    return _are_at_least(value, 0.0)
-
-
 def _are_at_least(value: Any, least: float) -> bool:
     """Whether all numbers in a value equal `least` or are large enough for single precision."""
     array = array_of(value)
@@ -69,7 +60,7 @@ type Beta = Annotated[
     float | Float[Array | np.ndarray, "*beta"],
     Requirement(
         "a temperature in reward units per nat: a number above 0, or an array of them",
-        are_temperatures,
+        lambda value: not isinstance(value, list | tuple) and _are_at_least(value, LEAST),
         any_type=True,
         error=PolicyError,
     ),
@@ -80,7 +71,7 @@ type BetaOrZero = Annotated[
     Any,
     Requirement(
         "a temperature in reward units per nat: a number above 0 or 0, or an array of them",
-        _are_temperatures_or_zero,
+        lambda value: _are_at_least(value, 0.0),
         any_type=True,
     ),
 ]

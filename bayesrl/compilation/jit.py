@@ -197,13 +197,6 @@ _programs: OrderedDict[Any, _Program] = OrderedDict()
 _lock = threading.RLock()
 
 
-def _parted(args: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]]:
-    """Return the arrays among the arguments, the rest, and a function that puts other arrays in their place."""
-    arrays, rest = eqx.partition(args, _is_traced)
-    leaves, tree = jax.tree.flatten(arrays)
-    return leaves, rest, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
-
-
 def _leaves(args: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(args) if _is_traced(leaf)]
 
@@ -246,12 +239,17 @@ def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...
 
 
 def _traced(made: ClosureJit, static: Any, args: Any) -> TracedProgram:
-    leaves, rest, rebuild = _parted(args)
+    arrays, rest = eqx.partition(args, _is_traced)
+    leaves, tree = jax.tree.flatten(arrays)
+
+    def rebuild(leaves: list[Any]) -> Any:
+        return eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+
     read = _reading.get()
     if read is None:
         return _trace(made, static, leaves, rebuild)
-    held, tree = jax.tree.flatten(rest)
-    key = (made, static, tree, tuple(held), tuple(jax.typeof(leaf) for leaf in leaves))
+    held, form = jax.tree.flatten(rest)
+    key = (made, static, form, tuple(held), tuple(jax.typeof(leaf) for leaf in leaves))
     try:
         hash(key)
     except TypeError:

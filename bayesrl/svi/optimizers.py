@@ -93,17 +93,12 @@ def check_update(optimizer: optax.GradientTransformation, params: Params) -> Non
             f"the optimiser cannot take a step: {told}; a step gives it gradient, state and parameters, "
             "and value=, grad= and value_fn= of its loss: pass one that asks for no more, such as optax.adam(0.01)"
         ) from error
-    kinds = {type(part).__name__ for part in jax.tree.leaves(state, is_leaf=_is_part) if _is_part(part)}
-    if "ScaleByLBFGSState" in kinds and not any("Linesearch" in kind for kind in kinds):
+    kinds = str(jax.tree.structure(state))  # names the type of each part of the state
+    if "ScaleByLBFGSState" in kinds and "Linesearch" not in kinds:
         raise FitError(
             "optax.lbfgs(linesearch=None) takes the noise of fresh draws for curvature, and leaps; "
             "pass optax.lbfgs(), which searches along a line of one step's own draws"
         )
-
-
-def _is_part(value: Any) -> bool:
-    """Whether a part of an optimiser's state is one that `check_update` recognises by name."""
-    return type(value).__name__ == "ScaleByLBFGSState" or "Linesearch" in type(value).__name__
 
 
 def _of_numpyro(optimizer: Any) -> optax.GradientTransformation:

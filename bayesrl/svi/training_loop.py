@@ -73,13 +73,6 @@ def _made(source: Source, key: PRNGKey, params: Params, programs: Programs) -> D
     return draws
 
 
-def lanes_of(source: Source, count: int) -> list[Source]:
-    """Return one source per lane; the first is the source itself."""
-    if count == 1 or not hasattr(source, "lane"):
-        return [source] * count
-    return [source, *(source.lane(i) for i in range(1, count))]
-
-
 @dataclass(frozen=True)
 class TrainingLoop:
     """One run of the training loop, from its start or its checkpoint to its end."""
@@ -195,7 +188,8 @@ class TrainingLoop:
     def _host_chunk(self, source: Source) -> Chunk:
         """Return a function that takes a chunk of steps on draws that the source makes on the host."""
         programs = self.setup.programs
-        sources = lanes_of(source, self.setup.betas.shape[0])
+        for_lane = getattr(source, "lane", lambda _: source)
+        sources: list[Any] = [source, *map(for_lane, range(1, len(self.setup.betas)))]
         one_batch = bool(getattr(source, "one_batch", False))
 
         def one(lane: State, draws: Draws) -> tuple[FitState, StepInfo]:
@@ -232,7 +226,7 @@ class TrainingLoop:
                 # If a batch serves more updates, make them all in one compiled loop.
                 more = min(left - 1, *(getattr(own, "remaining_updates", 0) for own in sources))
                 for own in sources if more else ():
-                    own.count_updates(more)  # type: ignore[attr-defined]
+                    own.count_updates(more)
                 train, sums = update(state, made, np.asarray(1 + more, np.int32))
                 state = replace(state, train=train)
                 total = sums if total is None else add(total, sums)
