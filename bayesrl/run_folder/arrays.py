@@ -12,7 +12,7 @@ from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import STAMP, blank, stamped
 from bayesrl.files.regular_files import read_file, write_file
 from bayesrl.run_folder import earlier_formats
-from bayesrl.run_folder.json_files import ANEW, begun_problem, check_stamp, digest_of, problem_of, stored_problem
+from bayesrl.run_folder.json_files import ANEW, begun_problem, check_stamp, problem_of, stored_digest, stored_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
@@ -196,7 +196,7 @@ def _read_arrays(path: Path, problem: Mapping[str, Any] | None, remedy: str) -> 
     content = read_file(path)
     if content is None:
         return None
-    check_stamp(path, content, digest_of(problem), remedy, CHECKPOINT)
+    check_stamp(path, content, stored_digest(problem), remedy, CHECKPOINT)
     try:
         arrays = {name: _array(**told) for name, told in deserialize(content)}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

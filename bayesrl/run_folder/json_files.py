@@ -242,7 +242,7 @@ def _is_unstamped(folder: Path) -> bool:
 
 def problem_of(directory: str | Path) -> str:
     """Return the digest of a folder's problem, or the wildcard `ANYBODY` if it has no run yet."""
-    return digest_of(begun_problem(directory))
+    return stored_digest(begun_problem(directory))
 
 
 def begun_problem(directory: str | Path) -> dict[str, Any] | None:
@@ -250,6 +250,6 @@ def begun_problem(directory: str | Path) -> dict[str, Any] | None:
     return stored_problem(directory) if is_begun(directory) else None
 
 
-def digest_of(problem: Mapping[str, Any] | None) -> str:
+def stored_digest(problem: Mapping[str, Any] | None) -> str:
     """Return the digest of a stored problem, or the wildcard `ANYBODY` if there is none."""
     return ANYBODY if problem is None else problem_digest(problem["identity"])
