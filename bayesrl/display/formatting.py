@@ -28,7 +28,7 @@ def format_number(value: float | None, digits: int = 4) -> str:
 
 
 def format_estimate(estimate: Any) -> str:
-    """Write mean ± standard error, to the error's second digit; the mean alone if it is exact.
+    """Write mean ± standard error, to the error's second digit; the mean alone if it is exact, ± — if that is unknown.
 
     Args:
         estimate: an object with fields `mean` and `se`, both single numbers; or None.
@@ -38,8 +38,10 @@ def format_estimate(estimate: Any) -> str:
     mean, error = float(estimate.mean), float(estimate.se)
     if math.isnan(mean):
         return UNKNOWN
-    if not (error > 0 and math.isfinite(error)):
+    if math.isinf(mean) or error == 0:
         return format_number(mean)
+    if not math.isfinite(error):
+        return f"{format_number(mean)} ± {UNKNOWN}"
     decimals = _decimals(error)
     if abs(mean) >= 10**6:
         return f"{format_number(mean)} ± {error:.1e}"

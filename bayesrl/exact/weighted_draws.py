@@ -18,7 +18,7 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
 from bayesrl.exact.grid import BatchEvaluator, run_with_sites
-from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.estimates import Estimate, Estimates, mean_of_draws
 from bayesrl.typing import Numbers, PRNGKey
 
 type Sampler = Callable[[np.random.Generator, int, int], dict[str, Numbers]]
@@ -242,7 +242,6 @@ def evaluate_metrics(program: Programs, names: Sequence[str], sites: dict[str, A
 
 
 def mean_estimate(lanes: Sequence[np.ndarray], lead: tuple[int, ...]) -> Estimate:
-    """Average the independent values of each β; the standard error of a single value is inf."""
-    each = [np.asarray(values, float) for values in lanes]
-    se = [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in each]
-    return Estimate(np.array([values.mean() for values in each]).reshape(lead), np.array(se).reshape(lead))
+    """Average the independent values of each β."""
+    each = [mean_of_draws(np.asarray(values, float)) for values in lanes]
+    return Estimate(*(np.array(part).reshape(lead) for part in zip(*each, strict=True)))

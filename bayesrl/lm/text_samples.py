@@ -15,7 +15,7 @@ from bayesrl.lm.policy_draws import reward_texts, reward_values
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.estimates import Estimate, mean_of_draws
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -145,7 +145,7 @@ def estimate_kl(
 
 def estimate_mean(values: np.ndarray) -> Estimate:
     """Average over draws [draws, ...], with the standard error."""
-    return Estimate(np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / np.sqrt(len(values))))
+    return mean_of_draws(values)
 
 
 def prefix_rewards(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # run folders can be displayed without JAX
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error, both [*beta, ...]; the error is 0 if the mean is exact.
+    """A mean and its standard error, both [*beta, ...]; the error is 0 if the mean is exact, nan if it is unknown.
 
     Example:
         >>> import bayesrl, numpy as np
@@ -22,6 +22,13 @@ class Estimate(NamedTuple):
 
     mean: "Numbers"
     se: "Numbers"
+
+
+def mean_of_draws(values: np.ndarray) -> Estimate:
+    """Average independent draws, [draws, ...]; one draw alone has no standard error, which is nan."""
+    num = len(values)
+    se = np.std(values, 0, ddof=1) / math.sqrt(num) if num > 1 else np.full(np.shape(values)[1:], np.nan)
+    return Estimate(np.asarray(np.mean(values, 0)), np.asarray(se))
 
 
 class Estimates(NamedTuple):

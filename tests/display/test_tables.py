@@ -125,6 +125,8 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
         (format_number(0.0), "0"),
         (format_estimate(Estimate(1.23456, 0.012)), "1.235 ± 0.012"),  # type: ignore[arg-type]
         (format_estimate(Estimate(1.23456, 0.0)), "1.235"),  # type: ignore[arg-type]
+        (format_estimate(Estimate(1.23456, NAN)), "1.235 ± —"),  # type: ignore[arg-type]
+        (format_estimate(Estimate(INF, NAN)), "∞"),  # type: ignore[arg-type]
         (format_interval(made(1.0, 0.9, 1.1)), "1.00 [0.90, 1.10]"),
         (format_interval(made(1.0, NAN, NAN, 0.5, 1.5)), "1.0 [0.5, 1.5]"),
         (format_interval(made(1.0, NAN, NAN)), "1.000"),

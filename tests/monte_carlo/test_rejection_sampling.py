@@ -188,3 +188,11 @@ def test_refusals() -> None:
     for options in ({"num_samples": 0}, {"max_proposals": 1}, {"tolerance": -1.0}):
         with pytest.raises(EngineError, match=next(iter(options))):
             rejection(key, target, beta=1.0, **options)  # type: ignore[arg-type]
+
+
+def test_one_draw_has_no_standard_error() -> None:
+    result = rejection(jax.random.key(12), arms, LOGITS[:1], PAYOFF[:1], beta=1.0, num_samples=1)
+    chosen = result.estimates.metrics["chosen"]
+    assert np.isfinite(chosen.mean)
+    assert np.isnan(chosen.se)
+    assert 0 < result.estimates.objective.se < np.inf  # log Z rests on all proposals

@@ -8,6 +8,7 @@ import numpy as np
 
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.programs import Programs
+from bayesrl.diagnostics.evidence.confidence_limits import mean_interval
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
@@ -121,8 +122,7 @@ def _forward(
     """Estimate KL(p*‖q) and the missed mass from exact draws of p*."""
     sites = {name: jnp.asarray(value) for name, value in target.resample(key, _TARGET_DRAWS).items()}
     log_ratio = target_log_weights(programs, params, sites, beta) - known
-    per_draw = log_ratio.mean(1)
-    forward = Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / np.sqrt(len(per_draw)), 4.0)
+    forward = mean_interval(log_ratio, 4.0)
     # A divergence is never negative, though its estimate may be.
     forward = forward._replace(conservative_lower=np.maximum(forward.conservative_lower, 0.0))
     return forward, float((log_ratio > np.log(10)).mean())

@@ -31,7 +31,7 @@ from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
-from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.estimates import Estimate, Interval, mean_of_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 NUM_NOISES = 24
@@ -223,9 +223,8 @@ def bracket_by_hindsight(
     try:
         values = estimate_values(value_key, programs, params, beta)
         bounds = hindsight_bounds(noise_key, programs, beta, values, NUM_NOISES, max_count)
-        mean, se = bounds.mean() / beta, bounds.std(ddof=1) / math.sqrt(len(bounds)) / beta
-        upper = Estimate(np.asarray(mean), np.asarray(se))
-        limit = float(mean + 2.07 * se) * beta  # Student's t of 23 degrees of freedom
+        upper = mean_of_draws(bounds / beta)
+        limit = float(upper.mean + 2.07 * upper.se) * beta  # Student's t of 23 degrees of freedom
         reason = "the optimum of control lies below the hindsight bound, by how much is not known"
     except EngineError as error:
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"

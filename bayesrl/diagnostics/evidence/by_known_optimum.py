@@ -12,7 +12,7 @@ from bayesrl.arguments import user_code
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
 from bayesrl.diagnostics.diagnosed_fit import trains_policy
-from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
+from bayesrl.diagnostics.evidence.confidence_limits import mean_interval, weighted_start
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import at_most
 from bayesrl.errors import EngineError
@@ -24,6 +24,9 @@ from bayesrl.typing import Numbers, PRNGKey
 from bayesrl.value_checks import format_value, is_function
 
 DRAWS_PER_BATCH = 2**12
+_SURE = 5.0
+"""Standard errors in half of a conservative interval."""
+
 _NUM_EPISODES = 100
 """Episodes to play if the environment is not a program."""
 
@@ -115,8 +118,8 @@ def estimate_evidence(
     if exact is None:
         totals = _draw(one.totals, own_key, num)
         nats = totals.log_likelihood + totals.ratio
-        objective, reward = _mean(totals.reward + scale * nats), _mean(totals.reward)
-        kl = _mean(divergence(totals, conditioned=marginal is not None))
+        objective, reward = (mean_interval(x, _SURE) for x in (totals.reward + scale * nats, totals.reward))
+        kl = mean_interval(divergence(totals, conditioned=marginal is not None), _SURE)
         if marginal is not None:
             objective, kl = _shift(objective, -scale, marginal), _shift(kl, 1.0, marginal)
     else:
@@ -150,7 +153,7 @@ def _prior_objective(
     prior = _draw(lambda k, n: draw_prior(k, programs, first, n)[1], key, num)
     if conditioned and beta is not None:
         return weighted_start(prior.reward, prior.log_likelihood)
-    return _mean(prior.log_likelihood if beta is None else prior.reward)
+    return mean_interval(prior.log_likelihood if beta is None else prior.reward, _SURE)
 
 
 def _evaluate_optimum(optimum: KnownOptimum, beta: float | None) -> Interval:
@@ -198,9 +201,3 @@ def _shift(interval: Interval, factor: float, marginal: Estimate) -> Interval:
     shift = Interval.normal(factor * np.asarray(marginal.mean, float), abs(factor) * np.asarray(marginal.se), 5.0)
     moved = Interval(*(np.asarray(a + b) for a, b in zip(interval, shift, strict=True)))
     return moved._replace(se=np.hypot(interval.se, shift.se))
-
-
-def _mean(values: np.ndarray) -> Interval:
-    """Return the mean over draws and contexts with its normal interval, and a wide one of five standard errors."""
-    by_draw = values.mean(1)
-    return Interval.normal(by_draw.mean(), by_draw.std(ddof=1) / np.sqrt(len(by_draw)), 5.0)

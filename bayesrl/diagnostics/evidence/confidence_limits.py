@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import Interval, mean_of_draws
 
 LEVEL = 0.025
 """Error probability of each side: two sides make a 95% interval."""
@@ -119,14 +119,18 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
     return mean - se * inverse(z), mean - se * inverse(-z)
 
 
+def mean_interval(values: np.ndarray, conservative: float = 1.96) -> Interval:
+    """Return the normal intervals of a mean over draws and contexts, [draws, contexts]; see `Interval.normal`."""
+    return Interval.normal(*mean_of_draws(values.mean(1)), conservative)
+
+
 def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
     """Estimate E[R] under p(x|y) from prior draws [draws, contexts], weighted by p(y|x), with a normal interval."""
     weight = np.exp(log_likelihood - log_likelihood.max(0))
     weight = weight / weight.mean(0)
     mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
-    influence = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
-    se = influence.std(ddof=1) / math.sqrt(len(influence))
-    return Interval.normal(mean.mean(), se)
+    influence = weight * np.where(weight > 0, reward - mean, 0.0)
+    return mean_interval(mean.mean() + influence)
 
 
 def stratified_interval(mean: float, influence: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:

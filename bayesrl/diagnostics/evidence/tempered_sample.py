@@ -12,13 +12,14 @@ from bayesrl.diagnostics.evidence.confidence_limits import (
     bernstein_width,
     bounded_upper,
     markov_lower,
+    mean_interval,
     weighted_start,
 )
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence, Method
 from bayesrl.diagnostics.evidence.stratified_estimator import StratifiedEstimator
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
-from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
+from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval, mean_of_draws
 
 MIN_ESS = 100
 MIN_EXACT = 100
@@ -160,8 +161,7 @@ class TemperedSample:
             if (least > 0).all():
                 limit = max(limit, float((np.log(least) + self.scale).mean()))
         limit -= self.rounding
-        se = totals.std(ddof=1) / math.sqrt(len(totals))
-        return Estimate(np.asarray(totals.mean()), np.asarray(se)), np.asarray(limit)
+        return mean_of_draws(totals), np.asarray(limit)
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Average weights over pairs of one draw of the fit and one of the prior; also return their greatest value."""
@@ -249,7 +249,7 @@ class TemperedSample:
         if self.conditioned:
             start = weighted_start(sample.reward[prior], sample.log_likelihood[prior])
         else:
-            start = _plain_interval(sample.reward[prior] if self.rewarded else sample.log_likelihood[prior])
+            start = mean_interval(sample.reward[prior] if self.rewarded else sample.log_likelihood[prior])
         return Evidence(
             beta=np.asarray(scale) if self.rewarded else None,
             method="rejection" if self.exact_draws.min() >= MIN_EXACT and method == "importance" else method,
@@ -353,12 +353,6 @@ def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, g
     return found._replace(
         conservative_lower=floor, conservative_upper=evidence.conservative_upper - objective.conservative_lower
     )
-
-
-def _plain_interval(values: np.ndarray) -> Interval:
-    """Return the interval of a plain mean over draws [draws, contexts]."""
-    per_draw = values.mean(1)
-    return Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
 
 
 def _shaped(interval: Interval, shape: tuple[int, ...]) -> Interval:
