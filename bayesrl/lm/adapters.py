@@ -13,7 +13,6 @@ import numpy as np
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.weights import abbreviate
 from bayesrl.lm.transformers.base import CausalLM, Transformer
-from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 from bayesrl.lm.transformers.layers.linear_and_norm import Linear, is_linear
 from bayesrl.value_checks import is_count, is_real
 
@@ -47,37 +46,7 @@ def apply_adapter(
         Hu et al. (2022), "LoRA", equation 3; Kalajdzievski (2023), "A rank stabilization scaling factor", section 3.
     """
     _check_config(config, origin)
-    tensors = {tensor.name: tensor for tensor in model.tensors(model.config)}
-    sides: dict[str, dict[str, np.ndarray]] = {}
-    replaced: dict[str, Any] = {}
-    unknown = []
-    for name, array in arrays:
-        bare = name.removeprefix(PREFIX)
-        low, whole = LOW_RANK.fullmatch(bare), WHOLE.fullmatch(bare)
-        values = np.asarray(array)
-        if not np.isfinite(values.astype(np.float32)).all():
-            raise LanguageModelError(f"{origin} holds {name} with numbers that are nan or infinite; train it anew")
-        if low and _module_path(low["module"], tensors) is not None:
-            sides.setdefault(low["module"], {})[low["side"]] = values
-        elif whole and f"{whole['module']}.{whole['kind']}" in tensors:
-            tensor = tensors[f"{whole['module']}.{whole['kind']}"]
-            replaced[tensor.path] = values.T if tensor.transposed else values
-        else:
-            unknown.append(name)
-    halves = [module for module, pair in sides.items() if len(pair) < 2]
-    if unknown or halves or not (sides or replaced):
-        what = (
-            f"holds {abbreviate(unknown)}"
-            if unknown
-            else f"has half a path for {abbreviate(halves)}"
-            if halves
-            else "is empty"
-        )
-        raise LanguageModelError(
-            f"the adapter of {origin} {what}, which a {model.config.model_type} model has no place for; pass the model "
-            "that it was trained beside as base=, or merge them in PEFT (merge_and_unload) and save what comes out"
-        )
-    paths = {_module_path(module, tensors): (module, pair) for module, pair in sides.items()}
+    paths, replaced = _sort_arrays(model, arrays, origin)
 
     def with_path(path: Any, leaf: Any) -> Any:
         path_name = jax.tree_util.keystr(path)
@@ -87,8 +56,8 @@ def apply_adapter(
         bias = None if leaf.bias is None else _replaced(leaf.bias, replaced.get(f"{path_name}.bias"), path_name, origin)
         if path_name not in paths:
             return Linear(weight, bias, leaf.down, leaf.up, leaf.factor)
-        module, pair = paths[path_name]
-        down, up = (jnp.asarray(pair[side]) for side in "AB")
+        module, sides = paths[path_name]
+        down, up = (jnp.asarray(sides[side]) for side in "AB")
         if down.ndim != 2 or up.ndim != 2 or (up.shape[0], down.shape[1]) != weight.shape or len(down) != up.shape[1]:
             raise LanguageModelError(
                 f"the adapter of {origin} has a path of shapes {list(up.shape)} and {list(down.shape)} for {module}, "
@@ -98,6 +67,38 @@ def apply_adapter(
 
     adapted: Transformer = jax.tree_util.tree_map_with_path(with_path, model, is_leaf=is_linear)
     return adapted
+
+
+def _sort_arrays(
+    model: Transformer, arrays: Iterator[tuple[str, Any]], origin: Any
+) -> tuple[dict[str, tuple[str, dict[str, np.ndarray]]], dict[str, np.ndarray]]:
+    """Return, by path in the model, the name and both sides of each low-rank path, and the arrays to replace."""
+    tensors = {tensor.name: tensor for tensor in model.tensors(model.config)}
+    paths: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
+    replaced, unknown = {}, []
+    for name, array in arrays:
+        values = np.asarray(array)
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise LanguageModelError(f"{origin} holds {name} with numbers that are nan or infinite; train it anew")
+        bare = name.removeprefix(PREFIX)
+        low, whole = LOW_RANK.fullmatch(bare), WHOLE.fullmatch(bare)
+        beside = tensors.get(f"{low['module']}.weight") if low else None
+        tensor = tensors.get(f"{whole['module']}.{whole['kind']}") if whole else None
+        if low and beside:
+            paths.setdefault(beside.path.removesuffix(".weight"), (low["module"], {}))[1][low["side"]] = values
+        elif tensor:
+            replaced[tensor.path] = values.T if tensor.transposed else values
+        else:
+            unknown.append(name)
+    halves = [module for module, sides in paths.values() if len(sides) < 2]
+    if unknown or halves or not (paths or replaced):
+        half = f"has half a path for {abbreviate(halves)}" if halves else "is empty"
+        raise LanguageModelError(
+            f"the adapter of {origin} {f'holds {abbreviate(unknown)}' if unknown else half}, which a "
+            f"{model.config.model_type} model has no place for; pass the model that it was trained beside as base=, "
+            "or merge them in PEFT (merge_and_unload) and save what comes out"
+        )
+    return paths, replaced
 
 
 def extract_adapter(
@@ -114,17 +115,13 @@ def extract_adapter(
             "or save the whole model by save_pretrained"
         )
     names = {path: tensors[path].name.removesuffix(".weight") for path in linears}
-    arrays = {}
+    arrays, ranks, alphas = {}, {}, {}
     for path, leaf in adapters.items():
-        arrays[f"{PREFIX}{names[path]}.lora_A.weight"] = np.ascontiguousarray(leaf.down)
-        arrays[f"{PREFIX}{names[path]}.lora_B.weight"] = np.ascontiguousarray(leaf.up)
-    arrays |= _saved_arrays(model, config, {names[path] for path in adapters})
-    stable = bool(config.get("use_rslora"))
-    ranks = {names[path]: len(leaf.down) for path, leaf in adapters.items()}
-    alphas = {
-        name: leaf.factor * (math.sqrt(ranks[name]) if stable else ranks[name])
-        for name, leaf in ((names[path], leaf) for path, leaf in adapters.items())
-    }
+        name, rank = names[path], len(leaf.down)
+        arrays[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(leaf.down)
+        arrays[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(leaf.up)
+        ranks[name], alphas[name] = rank, leaf.factor * (math.sqrt(rank) if config.get("use_rslora") else rank)
+    arrays |= _saved_arrays(model, config, set(ranks))
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     settings = {
@@ -179,12 +176,6 @@ def _check_config(config: Mapping[str, Any], origin: Any) -> None:
             f"{origin} holds an adapter with {unsupported[0]}={config[unsupported[0]]!r:.100}, which bayesrl does not "
             "implement; merge it in PEFT (merge_and_unload), and save what comes out with save_pretrained"
         )
-
-
-def _module_path(module: str, tensors: Mapping[str, CheckpointTensor]) -> str | None:
-    """Find the path in the model of a checkpoint's module."""
-    tensor = tensors.get(f"{module}.weight")
-    return None if tensor is None else tensor.path.removesuffix(".weight")
 
 
 def _replaced(leaf: Any, array: np.ndarray | None, path: str, origin: Any) -> Any:

@@ -1,5 +1,6 @@
 """Write texts with a fitted model or its reference, and score them under both; one compiled program for any number."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from bayesrl.compilation.random_keys import as_hash_key, fold_in
 from bayesrl.core.rng import category_at
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
-from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
+from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos, next_token_kl
 from bayesrl.typing import Params, PRNGKey
 
 GROUP = 8
@@ -29,19 +30,12 @@ _WIDTHS = 8
 
 
 class ScoredTexts(NamedTuple):
-    """Completions scored under both models, [*rows, ...].
-
-    Attributes:
-        tokens: [*rows, T].
-        log_q: of each token under the fitted model, nats, 0 after the end, [*rows, T].
-        log_prior: of each token under the reference, nats, [*rows, T].
-        kl: KL(q‖π₀) of each next token, summed over the vocabulary, nats, [*rows, T].
-    """
+    """Completions scored under both models, [*rows, T]; numbers are in nats, and 0 after the end."""
 
     tokens: Any
-    log_q: Any
-    log_prior: Any
-    kl: Any
+    log_q: Any  # of each token under the fitted model
+    log_prior: Any  # of each token under the reference
+    kl: Any  # KL(q‖π₀) of each next token, summed over the vocabulary
 
 
 def generate(
@@ -130,9 +124,9 @@ def pad_prompts(prompts: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(tokens.astype(np.int32), padding), np.pad(mask, padding)
 
 
-def model_with_params(guide: Any, params: Params) -> Any:
-    """Return the model of a fit with these parameters."""
-    return handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
+def model_with_params(declare: Callable[[], Any], params: Params) -> Any:
+    """Return the model that `declare` makes from these parameters."""
+    return handlers.seed(handlers.substitute(declare, data=params), rng_seed=jax.random.key(0))()
 
 
 @partial(ClosureJit, name="write")
@@ -149,7 +143,7 @@ def _generate(
     is_given: Array,
 ) -> ScoredTexts:
     guide, policy = static
-    ours = policy.distribution(model_with_params(guide, params), prompt, mask)
+    ours = policy.distribution(model_with_params(guide.declare, params), prompt, mask)
     theirs = policy.distribution(policy.model, prompt, mask)
     steps = given.shape[-1]
 
@@ -206,9 +200,7 @@ def generate_and_score(
         drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(given_rows.dtype)
         token = jnp.where(is_given, given_rows[:, t], jnp.where(done, ours.pad, drawn))
         chosen = (jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_q, log_prior))
-        possible = log_q > -jnp.inf
-        terms = jnp.where(possible, jnp.exp(log_q) * (log_q - log_prior), 0.0)
-        return token, (*chosen, terms.sum(-1))
+        return token, (*chosen, next_token_kl(log_q, log_prior))
 
     def goes_on(carry: tuple[Any, ...]) -> Array:
         return (carry[0] < steps) & (~carry[2].all() | is_given)

@@ -31,12 +31,7 @@ model."""
 
 
 class ModelGuide(PolicyGuide):
-    """A guide of a `PromptedPolicy`: the same program with a trainable model.
-
-    Args:
-        policy: the program, with the reference in it.
-        declare: declares the parameters by `numpyro.param`, and returns the model.
-    """
+    """A guide of a `PromptedPolicy`: the same program with the model that `declare` makes of its parameters."""
 
     def __init__(self, policy: PromptedPolicy, declare: Callable[[], CausalLM]) -> None:
         super().__init__(lambda *args: policy.run(declare(), *args), within_prior=True)
@@ -58,13 +53,9 @@ class ModelGuide(PolicyGuide):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoModelGuide(AutoGuide):
-    """Base of all guides of language models: a model to start from.
+    """Base of all guides of language models."""
 
-    Args:
-        start: a model to start from instead of the reference, of the same shape.
-    """
-
-    start: Pretrained | None = field(default=None, compare=False)
+    start: Pretrained | None = field(default=None, compare=False)  # of the same shape, instead of the reference
 
     @abc.abstractmethod
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
@@ -104,11 +95,11 @@ class FullParameters(AutoModelGuide):
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Add noise of a tenth of its size to each array; see `AutoGuide.overdispersed_init`."""
-        return {
-            name: value
-            + 0.1 * _root_mean_square(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
-            for i, (name, value) in enumerate(sorted(params.items()))
+        noise = {
+            name: jax.random.normal(jax.random.fold_in(key, i), params[name].shape, params[name].dtype)
+            for i, name in enumerate(sorted(params))
         }
+        return {name: x + 0.1 * jnp.sqrt(jnp.mean(x**2)) * noise[name] for name, x in params.items()}
 
 
 @checked(GuideError)
@@ -158,10 +149,7 @@ class LoRA(AutoModelGuide):
         out, wide = linear.weight.shape
         rank = min(self.rank, out, wide)
 
-        def start(_: Any = None) -> Array:
-            return jax.random.normal(key, (rank, wide)) / math.sqrt(wide)
-
-        down = numpyro.param(f"model{name}.down", start)
+        down = numpyro.param(f"model{name}.down", lambda _=None: jax.random.normal(key, (rank, wide)) / math.sqrt(wide))
         up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
         whole = linear.merge()  # an adapter of the reference stays part of the reference
         return Linear(whole.weight, whole.bias, down, up, factor)
@@ -216,7 +204,3 @@ def _width(params: Params) -> int:
     """Return the width of a model: the most common last axis of its matrices."""
     sizes = [int(value.shape[-1]) for name, value in params.items() if value.ndim >= 2 and not name.endswith(".up")]
     return max(sizes, key=sizes.count) if sizes else 1
-
-
-def _root_mean_square(value: Any) -> Array:
-    return jnp.sqrt(jnp.mean(value**2))

@@ -36,12 +36,7 @@ def reward_values(
 ) -> dict[str, np.ndarray]:
     """Compute the rewards of completions by name, [*rows]: text rewards on the host, all others by one program.
 
-    Args:
-        rewards: rewards and metrics, by name.
-        prompts: the prompts.
-        index: the prompt that each row answers, [*rows].
-        tokens: [*rows, T].
-        mask: which tokens count, [*rows, T].
+    `index` is the prompt that each row answers, [*rows]; `mask` says which of the tokens count, both [*rows, T].
     """
     parts: list[Reward] = []
     for reward in rewards.values():
@@ -81,6 +76,11 @@ def reward_texts(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, to
     return RewardedTexts(mask, rewards, {name: values[name] for name in policy.metrics}, total)
 
 
+def _all_rewards(programs: Programs) -> list[Reward]:
+    guide: Any = programs.guide
+    return [*guide.policy.rewards.values(), *guide.policy.metrics.values()]
+
+
 def _weighted_parts(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.parts if isinstance(reward, WeightedSum) else ((1.0, reward),)
 
@@ -117,16 +117,12 @@ class TextDraws:
 
     def contexts_are_independent(self, programs: Programs) -> bool:
         """Whether no completion's reward can depend on another completion."""
-        policy = programs.guide.policy  # type: ignore[union-attr]
-        return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
+        return all(reward.separate for reward in _all_rewards(programs))
 
     def source(self, programs: Programs, objective: Any) -> "HostRewardDraws | None":
         """Return a source of a step's draws if rewards are Python functions."""
-        policy = programs.guide.policy  # type: ignore[union-attr]
-        parts = [
-            part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _weighted_parts(reward)
-        ]
-        if not self.supports(programs) or not any(isinstance(part, TextReward) for _, part in parts):
+        parts = [part for reward in _all_rewards(programs) for _, part in _weighted_parts(reward)]
+        if not self.supports(programs) or not any(isinstance(part, TextReward) for part in parts):
             return None
         if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
             return None

@@ -177,17 +177,9 @@ def policy(
     encoded = encode_prompts(prompts, tokenizer)
     _check_tokenizer(encoded, tokenizer)
     generation = (source and source.generation) or (tokenizer.generation if tokenizer is not None else {})
-    width = encoded.tokens.shape[1]
-    settings = sampling_settings(
-        generation,
-        width,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-    )
-    _check_room(reference, encoded, settings.num_steps)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings = sampling_settings(generation, encoded.tokens.shape[1], max_new_tokens, given)
+    _check_room(reference, encoded, settings["num_steps"])
     rewards = reward if isinstance(reward, Mapping) else {"reward": reward}
     if not rewards:
         raise LanguageModelError("reward={} names no reward; pass at least one")
@@ -197,7 +189,7 @@ def policy(
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
     ends = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
     pad = tokenizer.pad if tokenizer is not None else None
-    options = {**settings._asdict(), "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
+    options = {**settings, "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
     return PromptedPolicy(reference, tokenizer, encoded, named_rewards, named_metrics, batch_size, options, source)
 
 

@@ -24,12 +24,7 @@ type Example = Mapping[str, Any]
 
 
 class Examples(Sequence[Example]):
-    """The records behind prompts, and the tokenizer of the model that reads them; they compare by identity.
-
-    Args:
-        rows: the records.
-        tokenizer: of the model, or None if prompts were given as tokens.
-    """
+    """The records behind prompts, and the tokenizer of the model, if prompts are texts; they compare by identity."""
 
     def __init__(self, rows: Sequence[Example], tokenizer: Tokenizer | None) -> None:
         self.rows, self.tokenizer = tuple(rows), tokenizer
@@ -83,13 +78,9 @@ class Prompts(eqx.Module):
     def concatenate(self, others: "Prompts") -> "Prompts":
         """Append other prompts of the same model."""
         longest = max(self.tokens.shape[1], others.tokens.shape[1])
-
-        def padded(x: Any) -> np.ndarray:
-            return np.pad(np.asarray(x), [(0, 0), (longest - x.shape[1], 0)])
-
         tokens, mask = (
-            np.concatenate([padded(ours), padded(theirs)])
-            for ours, theirs in ((self.tokens, others.tokens), (self.mask, others.mask))
+            np.concatenate([np.pad(np.asarray(x), [(0, 0), (longest - x.shape[1], 0)]) for x in pair])
+            for pair in ((self.tokens, others.tokens), (self.mask, others.mask))
         )
         return _make_prompts(tokens, mask, Examples([*self.examples, *others.examples], self.examples.tokenizer))
 
@@ -188,11 +179,11 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
     """
     try:
         content = read_file(Path(path), linked=True)
-        lines = (content or b"").decode("utf-8-sig").split("\n")
+        if content is None:
+            raise FileNotFoundError("there is no such file")
+        lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error
-    if content is None:
-        raise LanguageModelError(f"{path} cannot be read: there is no such file; pass a file of JSON lines in UTF-8")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -267,9 +258,8 @@ def _parse_prompt(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[E
 def _as_token_ids(value: Any) -> list[int] | None:
     """Read token ids, [P]; None for anything else."""
     if isinstance(value, np.ndarray | Array):
-        value = np.asarray(value)
         whole = value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-        return [int(index) for index in value] if whole else None
-    if isinstance(value, Sequence) and not isinstance(value, str) and all(is_count(one, least=0) for one in value):
-        return [int(index) for index in value]
-    return None
+    else:
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        whole = listed and all(is_count(one, least=0) for one in value)
+    return [int(index) for index in value] if whole else None

@@ -155,17 +155,10 @@ def _trained(
 def random_model[Model: Transformer](key: PRNGKey, kind: type[Model], shape: Config) -> Model:
     """Make a model with random weights, by one compiled program."""
     check_model_room(shape)
-    arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.init, key, shape), _is_shape)
-    treedef = jax.tree.structure(arrays)
-    made = closure_jit(
-        lambda key: jax.tree.leaves(eqx.filter(kind.init(key, shape), eqx.is_array)), name="random_model"
-    )
-    model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
+    treedef = jax.tree.structure(eqx.filter_eval_shape(kind.init, key, shape))
+    made = closure_jit(lambda key: jax.tree.leaves(kind.init(key, shape)), name="random_model")
+    model: Model = jax.tree.unflatten(treedef, made(key))
     return model
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -174,17 +167,14 @@ def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-_ONLY_RECORDS, _ONLY_TEXT = (
-    "only records have answers and prompts",
-    "only a text is cut into pieces",
-)
+_ONLY_RECORDS = "only records have answers and prompts"
 
 
 @checked(
     LanguageModelError,
     UnusedOption("answer", lambda given: isinstance(given["data"], str), _ONLY_RECORDS),
     UnusedOption("room_for", lambda given: isinstance(given["data"], str), _ONLY_RECORDS),
-    UnusedOption("length", lambda given: not isinstance(given["data"], str), _ONLY_TEXT),
+    UnusedOption("length", lambda given: not isinstance(given["data"], str), "only a text is cut into pieces"),
 )
 def train_small_lm(
     key: PRNGKey,
@@ -228,10 +218,11 @@ def train_small_lm(
         >>> train_small_lm(jax.random.key(0), "tiny_lm", "abab" * 9, char_tokenizer("ab"), **options).model.config.width
         4
     """
-    prompts = [] if isinstance(data, str) else text_field("prompt", data)
-    answers = [] if isinstance(data, str) else text_field(answer, data)
+    content: Any = data
     longest = length
     if not isinstance(data, str):
+        prompts, answers = text_field("prompt", data), text_field(answer, data)
+        content = [list(both) for both in zip(prompts, answers, strict=True)]
         before, after = tokenizer.encode([*prompts, *room_for]), tokenizer.encode(answers)
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
     config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4)
@@ -242,7 +233,6 @@ def train_small_lm(
             return language_modeling(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
         return sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
 
-    content = data if isinstance(data, str) else [list(both) for both in zip(prompts, answers, strict=True)]
     options = (num_steps, learning_rate, batch_size)
     return _trained(key, name, content, tokenizer, [width, depth, longest + _ROOM], options, begin)
 
@@ -257,12 +247,8 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
         train: trains the model; called if the cache does not have it.
 
     Example:
-        >>> import jax
-        >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, char_tokenizer
-        >>> from bayesrl.lm.small_models import cached_model
-        >>> tokenizer = char_tokenizer("ab")
-        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=4, depth=1, heads=1)
-        >>> make = lambda: Pretrained(GPT2.init(jax.random.key(0), config), tokenizer)
+        >>> config = GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=1)
+        >>> make = lambda: Pretrained(GPT2.init(jax.random.key(0), config), None)
         >>> first, again = cached_model("tiny", {"seed": 0}, make), cached_model("tiny", {"seed": 0}, make)
         >>> first.folder == again.folder
         True

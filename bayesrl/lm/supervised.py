@@ -1,7 +1,8 @@
 """Train models on text by maximum likelihood, as a program without rewards, and extract the model of a fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,12 +10,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Int
-from numpyro import handlers
 
 from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
+from bayesrl.lm.generation import model_with_params
 from bayesrl.lm.guides import ModelGuide, declare_parameters
 from bayesrl.lm.prompts import Prompts, encode_prompts
 from bayesrl.lm.text_distribution import CausalLMDistribution, EosTokens
@@ -320,26 +321,23 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
         True
     """
     programs, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
-    values = programs.constrain(params)
     guide, program = programs.guide, programs.policy
+    owner: Any
+    declare: Callable[[], Any]
     if isinstance(guide, ModelGuide):
-        tokenizer, declare = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
-        source = guide.policy.source
+        owner, declare = guide.policy, guide.declare
     elif isinstance(program, TextLikelihood | LabelLikelihood):
-        initial = program.model
-        tokenizer, declare = program.tokenizer, handlers.substitute(lambda: declare_parameters(initial), data=values)
-        source = program.source
+        owner, declare = program, partial(declare_parameters, program.model)
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
             "lm.language_modeling, lm.sft or lm.classification makes"
         )
-    model: Any = handlers.seed(declare, rng_seed=jax.random.key(0))()
-    origin = Pretrained(model, tokenizer) if source is None else source
+    model = model_with_params(declare, programs.constrain(params))
+    origin = owner.source or Pretrained(model, owner.tokenizer)
     adapter = {} if merge else {"base_model_name_or_path": None if origin.folder is None else str(origin.folder)}
-    return replace(
-        origin, model=merge_adapters(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter
-    )
+    model = merge_adapters(model) if merge else model
+    return replace(origin, model=model, tokenizer=owner.tokenizer, folder=None, adapter=adapter)
 
 
 def _start(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer, Pretrained | None]:

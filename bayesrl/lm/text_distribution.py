@@ -47,19 +47,12 @@ def text_mask(tokens: Any, eos: EosTokens) -> Any:
 
 @dataclass(frozen=True)
 class TokenSequences(Sequence[Any]):
-    """Every sequence of at most `length` tokens, padded to that length: the support of a small `CausalLMDistribution`.
+    """Every sequence of at most `length` tokens, padded to it: the support of a small `CausalLMDistribution`."""
 
-    Args:
-        vocabulary: number of tokens.
-        length: largest number of tokens.
-        eos: the token that ends a sentence, several, or None.
-        pad: what follows it.
-    """
-
-    vocabulary: int
+    vocabulary: int  # number of tokens
     length: int
     eos: EosTokens
-    pad: int
+    pad: int  # follows the end
 
     def __len__(self) -> int:
         num_ends = int(np.sum(is_eos(np.arange(self.vocabulary), self.eos)))
@@ -187,12 +180,6 @@ class CausalLMDistribution(dist.Distribution):
         return constraints.independent(constraints.integer_interval(0, self.model.config.vocab_size - 1), 1)
 
     @property
-    def scoring_size(self) -> int:
-        """Roughly how many numbers it takes to score one sentence."""
-        config, tokens = self.model.config, self.prompt.shape[-1] + self.num_steps
-        return tokens * 16 * int(config.width) + self.num_steps * int(config.vocab_size)
-
-    @property
     def finite_values(self) -> TokenSequences | None:
         """All sentences, if they are few enough to list; else None."""
         every = TokenSequences(self.model.config.vocab_size, self.num_steps, self.eos, self.pad)
@@ -241,14 +228,8 @@ class CausalLMDistribution(dist.Distribution):
         Returns:
             [..., *batch, T], nats; 0 after the end of the text.
         """
-        ours, theirs = self.next_token_log_probs(value), other.next_token_log_probs(value)
-        possible = ours > -jnp.inf
-        ours, theirs = (
-            jnp.where(possible, ours, 0.0),
-            jnp.where(possible, theirs, 0.0),
-        )  # -inf - -inf would make the gradient nan
-        terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
-        return jnp.where(self.text_mask(jnp.asarray(value)), terms.sum(-1), 0.0)
+        kl = next_token_kl(self.next_token_log_probs(value), other.next_token_log_probs(value))
+        return jnp.where(self.text_mask(jnp.asarray(value)), kl, 0.0)
 
     def text_mask(self, tokens: Array) -> Array:
         """Mark the tokens that belong to the text, its end included, [..., T]."""
@@ -258,7 +239,7 @@ class CausalLMDistribution(dist.Distribution):
 
     def _generate(self, key: PRNGKey, prompt: Array, mask: Array) -> Array:
         keys = jax.random.split(key, self.num_steps)
-        hidden, caches = self._read_prompt(prompt, mask)
+        hidden, caches = self._extend(prompt, mask, self._start(len(prompt) + self.num_steps - 1))
         first = draw_category(keys[0], self._logits([h[-1] for h in hidden])).astype(prompt.dtype)
 
         def step(carry: tuple[Array, Array, Any], key: PRNGKey) -> tuple[tuple[Array, Array, Any], Array]:
@@ -280,9 +261,9 @@ class CausalLMDistribution(dist.Distribution):
         if _PROMPT_IS_SHORT * length <= self.num_steps:
             whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
             there = jnp.concatenate([mask, jnp.ones(self.num_steps - 1, bool)])
-            read = [model.extend(whole, there, model.start(len(whole)))[0] for model in self._models]
+            read, _ = self._extend(whole, there, self._start(len(whole)))
             return self._logits([hidden[length - 1 :] for hidden in read])
-        before, caches = self._read_prompt(prompt, mask)
+        before, caches = self._extend(prompt, mask, self._start(length + self.num_steps - 1))
         last = [h[-1:] for h in before]
         if self.num_steps > 1:
             after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
@@ -293,10 +274,8 @@ class CausalLMDistribution(dist.Distribution):
     def _models(self) -> list[Any]:
         return [self.model] if self.support_model is None else [self.model, self.support_model]
 
-    def _read_prompt(self, prompt: Array, mask: Array) -> tuple[list[Array], list[Any]]:
-        capacity = prompt.shape[0] + self.num_steps - 1
-        read = [model.extend(prompt, mask, model.start(capacity)) for model in self._models]
-        return [hidden for hidden, _ in read], [cache for _, cache in read]
+    def _start(self, capacity: int) -> list[Any]:
+        return [model.start(capacity) for model in self._models]
 
     def _extend(self, tokens: Array, mask: Array, caches: list[Any]) -> tuple[list[Array], list[Any]]:
         read = [model.extend(tokens, mask, cache) for model, cache in zip(self._models, caches, strict=True)]
@@ -324,6 +303,13 @@ class CausalLMDistribution(dist.Distribution):
         prompt, mask = self._flat_prompts()
         result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, mask, flat)
         return result.reshape(*shape, *result.shape[2:])
+
+
+def next_token_kl(log_q: Array, log_p: Array) -> Array:
+    """Return KL(q‖p) of the next token, [...], from its log-probabilities, [..., V]; nats."""
+    possible = log_q > -jnp.inf
+    log_q, log_p = (jnp.where(possible, x, 0.0) for x in (log_q, log_p))  # -inf - -inf would make the gradient nan
+    return jnp.where(possible, jnp.exp(log_q) * (log_q - log_p), 0.0).sum(-1)
 
 
 def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:

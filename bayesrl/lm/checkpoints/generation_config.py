@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.tokenizer_files import GENERATION
@@ -40,20 +40,10 @@ _OPTIONS: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
 _log = logging.getLogger(__name__)
 
 
-class SamplingSettings(NamedTuple):
-    """The sampling options of a policy, by their names in `CausalLMDistribution`."""
-
-    num_steps: int
-    temperature: float
-    top_k: int | None
-    top_p: float
-    min_p: float
-
-
 def sampling_settings(
-    config: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
-) -> SamplingSettings:
-    """Return the sampling options: those of the caller, else those of the file, else defaults without effect.
+    config: Mapping[str, Any], width: int, max_new_tokens: int | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of `CausalLMDistribution`: the caller's, else the file's, else ones without effect.
 
     If the file turns sampling off (`do_sample` is false), its temperature and truncation do not count.
     """
@@ -68,11 +58,12 @@ def sampling_settings(
                 "are written at most"
             )
         _checked("max_new_tokens", max_new_tokens, is_count(max_new_tokens, least=1), "a whole number of at least 1")
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    options = {"num_steps": int(max_new_tokens), **given}
     for name, (default, fine, wanted) in _OPTIONS.items():
         if options[name] is None:
             value = default if sampled.get(name) is None else sampled[name]
             options[name] = _checked(name, value, fine(value), wanted)
+        options[name] = (int if name == "top_k" else float)(options[name])
     ignored = [
         f"{name}={config[name]!r:.40}" for name, plain in IGNORED.items() if config.get(name) not in (None, *plain)
     ]
@@ -82,8 +73,7 @@ def sampling_settings(
             GENERATION,
             ", ".join(ignored),
         )
-    truncation = int(options["top_k"]) or None, float(options["top_p"]), float(options["min_p"])
-    return SamplingSettings(int(max_new_tokens), float(options["temperature"]), *truncation)
+    return options | {"top_k": options["top_k"] or None}
 
 
 def _checked(name: str, value: Any, fine: bool, wanted: str) -> Any:

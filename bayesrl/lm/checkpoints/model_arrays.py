@@ -26,13 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any, origin: Any) -> Transformer:
-    """Put the arrays of a checkpoint into their places.
-
-    Args:
-        skeleton: a model whose leaves have the shapes.
-        arrays: the names and values of the checkpoint, in any order.
-        dtype: of the model; None means as stored.
-        origin: where they come from, for messages.
+    """Put the arrays of a checkpoint, in any order, into their places in a model of shapes; dtype None is as stored.
 
     If the head is tied, a table under either name serves both. If the two tables differ, both stay and the head is not
     tied, as in transformers 5.
@@ -44,9 +38,8 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
         has_float16 |= array.dtype == np.float16
         name = _canonical_name(key, expected)
         if name is not None:
-            by_path[expected[name].path] = _checked_array(
-                array, key, expected[name], shapes[expected[name].path], origin
-            )
+            path = expected[name].path
+            by_path[path] = _checked_array(array, key, expected[name], shapes[path], origin)
         elif key in HEADS:
             heads[key] = array
         elif not (HARMLESS.search(key) or UNUSED.search(key)):
@@ -68,7 +61,8 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
         )
     dtype = dtype or _common_dtype(by_path.values())
     treedef = jax.tree.structure(skeleton)
-    return jax.tree.unflatten(treedef, jax.device_put([_as_dtype(by_path[name], dtype) for name in shapes]))
+    ordered = [np.ascontiguousarray(np.asarray(by_path[path]).astype(dtype)) for path in shapes]
+    return jax.tree.unflatten(treedef, jax.device_put(ordered))
 
 
 def _expected_tensors(skeleton: Transformer) -> tuple[dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
@@ -104,10 +98,6 @@ def _tie_or_untie_head(
         by_path[".head.weight"] = head
         return skeleton, *_expected_tensors(skeleton)
     return skeleton, expected, shapes
-
-
-def _as_dtype(array: Any, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(array).astype(dtype))
 
 
 def _canonical_name(key: str, expected: Mapping[str, CheckpointTensor]) -> str | None:

@@ -19,14 +19,10 @@ from bayesrl.lm.checkpoints.quantized import SETTING, check_quantization, dequan
 from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, iterate_arrays, save_weights, to_json_bytes, weight_files
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.tokenization.tokenizer_files import (
+    CHECKPOINT_FILES,
     CONFIG,
     GENERATION,
-    MORE_TEMPLATES,
-    OLD_TEMPLATE,
-    SPECIAL,
-    TEMPLATE,
     TOKENIZER,
-    TOKENIZER_CONFIG,
     read_json_object,
 )
 from bayesrl.lm.transformers.base import CausalLM, Config, Transformer, WeightType
@@ -219,17 +215,11 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
 
 
 def _check_dtype(dtype: Any) -> Any:
-    if dtype is None:
-        return None
-    try:
-        known = jnp.dtype(dtype)
-    except TypeError:
-        known = None
-    if known not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
+    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise LanguageModelError(
             f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None"
         )
-    return known
+    return dtype
 
 
 def _find_folder(source: str | Path, revision: str | None) -> Path:
@@ -246,20 +236,7 @@ def _find_folder(source: str | Path, revision: str | None) -> Path:
             f"there is no folder {source!r} here, and to fetch it from the Hugging Face hub a library is needed that "
             "is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
         ) from error
-    wanted = [
-        ADAPTER,
-        ADAPTER_WEIGHTS,
-        CONFIG,
-        GENERATION,
-        TOKENIZER,
-        TOKENIZER_CONFIG,
-        SPECIAL,
-        TEMPLATE,
-        OLD_TEMPLATE,
-        f"{MORE_TEMPLATES}/*.jinja",
-        "model*.safetensors",
-        INDEX,
-    ]
+    wanted = [ADAPTER, ADAPTER_WEIGHTS, "model*.safetensors", INDEX, *CHECKPOINT_FILES]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
@@ -324,11 +301,8 @@ def save_pretrained(
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
-        eos = generation.get("eos_token_id")
-        write_file(
-            path / GENERATION,
-            to_json_bytes({**generation, **special, **({} if eos is None else {"eos_token_id": eos})}),
-        )
+        ends = {name: ids for name, ids in generation.items() if name == "eos_token_id" and ids is not None}
+        write_file(path / GENERATION, to_json_bytes({**generation, **special, **ends}))
 
 
 def _make_folder(folder: str | Path) -> Path:

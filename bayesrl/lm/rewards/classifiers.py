@@ -1,7 +1,7 @@
 """Rewards from a classifier: a BERT in the compiled step, or a scikit-learn pipeline on the host."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -50,8 +50,8 @@ class ClassifierReward(Reward):
         else:
             given = (completions.index, completions.tokens, completions.mask)
             width = self.model.config.max_length
-            out = (jax.ShapeDtypeStruct((*shape, width), jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.bool_))
-            tokens, mask = host_call(lambda *arrays: self._reencode(completions, *arrays), out, *given)
+            out = [jax.ShapeDtypeStruct((*shape, width), dtype) for dtype in (jnp.int32, jnp.bool_)]
+            tokens, mask = host_call(lambda *arrays: list(self._reencode(completions, *arrays)), out, *given)
             arrays, rest = eqx.partition(self.model, eqx.is_array)
             scores = _bucketed(rest)(arrays, tokens.reshape(-1, width), mask.reshape(-1, width))
         return self._scaled(scores).reshape(shape)
@@ -218,17 +218,18 @@ def _bucketed(rest: Any) -> Any:
 
     @scores.def_vmap
     def _(size: int, batched: Any, arrays: Any, tokens: Array, mask: Array) -> tuple[Array, bool]:
-        if any(jax.tree.leaves(batched[0])):  # several classifiers at once: there is no common text
-            return lax.map(
-                lambda one: scores(
-                    jax.tree.map(lambda leaf, own: leaf[one] if own else leaf, arrays, batched[0]),
-                    tokens[one] if batched[1] else tokens,
-                    mask[one] if batched[2] else mask,
-                ),
-                jnp.arange(size),
-            ), True
-        tokens = tokens if batched[1] else jnp.broadcast_to(tokens, (size, *tokens.shape))
-        mask = mask if batched[2] else jnp.broadcast_to(mask, (size, *mask.shape))
+        arrays_batched, *texts_batched = batched
+        tokens, mask = (
+            x if own else jnp.broadcast_to(x, (size, *x.shape))
+            for x, own in zip((tokens, mask), texts_batched, strict=True)
+        )
+        if any(jax.tree.leaves(arrays_batched)):  # several classifiers at once: there is no common text
+
+            def one(at: Array) -> Array:
+                own_arrays = jax.tree.map(lambda leaf, own: leaf[at] if own else leaf, arrays, arrays_batched)
+                return scores(own_arrays, tokens[at], mask[at])
+
+            return lax.map(one, jnp.arange(size)), True
         flat = scores(arrays, tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
         return flat.reshape(size, -1, flat.shape[-1]), True
 
@@ -245,27 +246,17 @@ def _lengths(longest: int) -> list[int]:
 # ---- scikit-learn ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Pipeline:
-    """The scores of a pipeline for texts, [texts]."""
-
-    pipeline: Any
-    place: int | None
-    scale: Scale
-
-    def __call__(self, texts: list[str]) -> list[float]:
-        if self.place is None:
-            return list(np.asarray(self.pipeline.predict(texts)))
-        if self.scale == "logit":
-            margin = np.asarray(self.pipeline.decision_function(texts))
-            # For two classes, scikit-learn returns only the margin of the second.
-            chosen = margin[:, self.place] if margin.ndim == 2 else margin * (1 if self.place == 1 else -1)
-            return list(chosen)
-        chance = np.asarray(self.pipeline.predict_proba(texts))[:, self.place]
-        if self.scale == "probability":
-            return list(chance)
-        with np.errstate(divide="ignore"):
-            return list(np.log(chance))
+def _pipeline_scores(texts: list[str], *, pipeline: Any, place: int | None, scale: Scale) -> list[float]:
+    """Return the scores of a pipeline for texts, [texts]."""
+    if place is None:
+        return list(np.asarray(pipeline.predict(texts)))
+    if scale == "logit":
+        margin = np.asarray(pipeline.decision_function(texts))
+        # For two classes, scikit-learn returns only the margin of the second.
+        return list(margin[:, place] if margin.ndim == 2 else margin * (1 if place == 1 else -1))
+    chance = np.asarray(pipeline.predict_proba(texts))[:, place]
+    with np.errstate(divide="ignore"):
+        return list(chance if scale == "probability" else np.log(chance))
 
 
 @checked(LanguageModelError)
@@ -315,4 +306,5 @@ def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_pr
         other = "scale='probability'" if needed == "decision_function" else "scale='logit'"
         raise LanguageModelError(f"sklearn_pipeline got scale={scale!r}, and the {kind} has no {needed}; use {other}")
     place = None if label is None else classes.index(label)
-    return text_reward(_Pipeline(pipeline, place, scale), name="sklearn_pipeline", batched=True)
+    scores = partial(_pipeline_scores, pipeline=pipeline, place=place, scale=scale)
+    return text_reward(scores, name="sklearn_pipeline", batched=True)

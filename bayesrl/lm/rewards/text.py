@@ -5,7 +5,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import jax
@@ -45,21 +45,18 @@ class TextReward(Reward):
     on_error: float | Literal["stop"] = "stop"
     batched: bool = False
     special: bool = False
+    _workers: WorkerPool | None = field(default=None, init=False, repr=False)
+    _failures: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = max(self.num_workers, 0 if self.time_limit is None else 1)
-        workers = WorkerPool(self.fn, self.name, count, self.time_limit) if count else None
-        object.__setattr__(self, "_workers", workers)
-        object.__setattr__(self, "_failures", [0])
+        if count:
+            object.__setattr__(self, "_workers", WorkerPool(self.fn, self.name, count, self.time_limit))
 
     def __call__(self, completions: Completions) -> Array:
         """Return the function's value for each completion, [...]."""
-        examples = completions.examples
-        require_tokenizer(examples, self.name)
-
-        def scores(index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return self.on_host(examples, index, tokens, mask)
-
+        require_tokenizer(completions.examples, self.name)
+        scores = functools.partial(self.on_host, completions.examples)
         shape = jax.ShapeDtypeStruct(completions.index.shape, jnp.float32)
         return host_call(scores, shape, completions.index, completions.tokens, completions.mask)
 
@@ -86,8 +83,8 @@ class TextReward(Reward):
         """
         pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
-        size = math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1
-        parts = [unique[at : at + size] for at in range(0, len(unique), size)] if unique else []
+        size = max(1, math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1)
+        parts = [unique[at : at + size] for at in range(0, len(unique), size)]
         values: dict[tuple[int, str], float] = {}
         for part, answer in zip(parts, self._call_all(parts, examples), strict=True):
             values |= zip(part, self._check_values(answer, part), strict=True)
@@ -95,40 +92,37 @@ class TextReward(Reward):
 
     def close(self) -> None:
         """Stop the worker processes; they start again when needed."""
-        if self._workers is not None:  # type: ignore[attr-defined]
-            self._workers.close()  # type: ignore[attr-defined]
+        if self._workers is not None:
+            self._workers.close()
 
     @property
     def num_failures(self) -> int:
         """How many texts got the score `on_error`."""
-        return self._failures[0]  # type: ignore[attr-defined]
+        return self._failures[0]
 
     # ---- calls and their answers -------------------------------------------------------------
 
     def _call_all(self, parts: list[list[tuple[int, str]]], examples: Sequence[Any]) -> list[Any]:
         calls = [self._make_call(part, examples) for part in parts]
-        workers: WorkerPool | None = self._workers  # type: ignore[attr-defined]
-        if workers is None:
+        if self._workers is None:
             return [self._call(call, part) for call, part in zip(calls, parts, strict=True)]
-        answers = workers.run(calls, keep_going=self.on_error != "stop")
+        answers = self._workers.run(calls, keep_going=self.on_error != "stop")
         for part, answer in zip(parts, answers, strict=True):
             if isinstance(answer, Failure):
                 self._handle_failure(answer, part)
         return answers
 
     def _make_call(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> tuple[Any, ...]:
-        texts = [text for _, text in part]
-        records = [examples[index] for index, _ in part] if self.wants_example else []
-        if not self.batched:
-            return (texts[0], *records)
-        return (texts, records) if self.wants_example else (texts,)
+        columns: list[list[Any]] = [[text for _, text in part]]
+        if self.wants_example:
+            columns.append([examples[index] for index, _ in part])
+        return tuple(columns if self.batched else (column[0] for column in columns))
 
     def _call(self, call: tuple[Any, ...], part: list[tuple[int, str]]) -> Any:
         try:
             return self.fn(*call)
         except Exception as error:  # noqa: BLE001  (whatever a user's function raises)
-            said = f"raised {type(error).__name__}: {error}" if str(error) else f"raised {type(error).__name__}"
-            failure = Failure(said, type(error).__name__, str(error), "", error)
+            failure = Failure.of(type(error).__name__, str(error), cause=error)
             self._handle_failure(failure, part)
             return failure
 
@@ -146,7 +140,7 @@ class TextReward(Reward):
             raise error from failure.cause
         if self.num_failures == 0:
             _log.warning("%s; it is scored by %g, as others will be without a word", what, self.on_error)
-        self._failures[0] += len(part)  # type: ignore[attr-defined]
+        self._failures[0] += len(part)
 
     def _check_values(self, answer: Any, part: list[tuple[int, str]]) -> list[float]:
         if isinstance(answer, Failure):

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import math
 import os
 import runpy
 import signal
@@ -27,21 +28,18 @@ _MOST_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Failure:
-    """The outcome of a call that returned no value.
+    """The outcome of a call that returned no value."""
 
-    Args:
-        what: a clause to follow the function's name: "raised ValueError: ...".
-        error: the name of the exception, if there was one.
-        said: its message.
-        traceback: its traceback, or an empty text.
-        cause: the exception itself, if it was raised in this process.
-    """
-
-    what: str
-    error: str = ""
-    said: str = ""
+    what: str  # a clause to follow the function's name: "raised ValueError: ..."
+    error: str = ""  # the name of the exception, if there was one
+    said: str = ""  # its message
     traceback: str = ""
-    cause: BaseException | None = None
+    cause: BaseException | None = None  # the exception itself, if it was raised in this process
+
+    @classmethod
+    def of(cls, error: str, said: str, traceback: str = "", cause: BaseException | None = None) -> "Failure":
+        """Describe an exception."""
+        return cls(f"raised {error}: {said}" if said else f"raised {error}", error, said, traceback, cause)
 
 
 @dataclass(eq=False)
@@ -150,24 +148,19 @@ class WorkerPool:
     def _collect(self, queue: deque[list[int]]) -> list[tuple[int, Any]]:
         """Wait until something happens, and return the answers that arrived."""
         busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
+        limit = math.inf if self._time_limit is None else self._time_limit
+        first = min((worker.since for worker in busy.values() if worker.pending), default=math.inf) + limit
+        patience = None if first == math.inf else max(0.0, first - time.monotonic()) + 0.001
         answers = []
-        for ready in connections.wait([*busy, *INTERRUPTS.sources], self._patience(list(busy.values()))):
+        for ready in connections.wait([*busy, *INTERRUPTS.sources], patience):
             INTERRUPTS.check()
             if ready in busy:
                 answers += self._receive(busy[ready], queue)
-        if self._time_limit is not None:
-            for worker in list(self._workers):
-                if worker.pending and time.monotonic() - worker.since > self._time_limit:
-                    answers.append((worker.pending.popleft(), Failure(f"took more than {self._time_limit:g} seconds")))
-                    self._requeue(worker, queue)
+        for worker in list(self._workers):
+            if worker.pending and time.monotonic() - worker.since > limit:
+                answers.append((worker.pending.popleft(), Failure(f"took more than {limit:g} seconds")))
+                self._requeue(worker, queue)
         return answers
-
-    def _patience(self, busy: list[_Worker]) -> float | None:
-        """Return the seconds until the next worker exceeds its limit, or None."""
-        if self._time_limit is None or not any(worker.pending for worker in busy):
-            return None
-        first = min(worker.since for worker in busy if worker.pending)
-        return max(0.0, first + self._time_limit - time.monotonic()) + 0.001
 
     def _receive(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
         try:
@@ -175,11 +168,17 @@ class WorkerPool:
         except (EOFError, OSError):
             return self._bury(worker, queue)
         if not worker.ready:
-            self._check_loaded(told[0])
+            fine, reason = told[0]
+            if not fine:
+                raise LanguageModelError(
+                    f"reward {self._name!r} could not be loaded in a worker process ({reason[0]}: {reason[1]}); define "
+                    "it in a module that can be imported (a .py file, not a notebook), or leave num_workers and "
+                    "time_limit out"
+                )
             worker.ready = True
             return []
         worker.since = time.monotonic()
-        return [(worker.pending.popleft(), value if fine else _raised(value)) for fine, value in told]
+        return [(worker.pending.popleft(), value if fine else Failure.of(*value)) for fine, value in told]
 
     def _bury(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
         """Find which call ended a worker; if that is unclear, queue its calls again one by one."""
@@ -190,22 +189,13 @@ class WorkerPool:
                 f"reward {self._name!r}: a worker process ended with exit code {code} before it was ready; in a "
                 'script, put what runs under `if __name__ == "__main__":`, since every worker imports the script'
             )
-        answers = []
         if self._time_limit is not None or len(worker.pending) == 1:
-            answers = [(worker.pending.popleft(), Failure(f"ended its worker process (exit code {code})"))]
+            index = worker.pending.popleft()
             self._requeue(worker, queue)
-        else:
-            self._drop(worker)
-            queue.extendleft([index] for index in reversed(worker.pending))
-        return answers
-
-    def _check_loaded(self, first: tuple[bool, Any]) -> None:
-        fine, told = first
-        if not fine:
-            raise LanguageModelError(
-                f"reward {self._name!r} could not be loaded in a worker process ({told[0]}: {told[1]}); define it in a "
-                "module that can be imported (a .py file, not a notebook), or leave num_workers and time_limit out"
-            )
+            return [(index, Failure(f"ended its worker process (exit code {code})"))]
+        self._drop(worker)
+        queue.extendleft([index] for index in reversed(worker.pending))
+        return []
 
     def _requeue(self, worker: _Worker, queue: deque[list[int]]) -> None:
         self._drop(worker)
@@ -238,11 +228,6 @@ def _kill(worker: _Worker) -> None:
     worker.process.kill()
     worker.process.join()
     worker.process.close()
-
-
-def _raised(told: tuple[str, str, str]) -> Failure:
-    name, said, traceback = told
-    return Failure(f"raised {name}: {said}" if said else f"raised {name}", name, said, traceback)
 
 
 _open: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

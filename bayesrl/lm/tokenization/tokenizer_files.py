@@ -13,6 +13,11 @@ TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json"
 ADDED = "added_tokens.json"
 TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 GENERATION, CONFIG = "generation_config.json", "config.json"
+CHECKPOINT_FILES = (
+    *(CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, TEMPLATE, OLD_TEMPLATE),
+    f"{MORE_TEMPLATES}/*.jinja",
+)
+"""What a checkpoint has beside its weights."""
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
@@ -52,9 +57,8 @@ def read_chat_template(path: Path, configured: Any) -> Any:
             f"cannot read a chat template of {path}: {error}; it is damaged: copy it anew"
         ) from error
     if "default" not in templates:
-        default = (
-            configured if configured is not None else (read_json_object(path / OLD_TEMPLATE) or {}).get("chat_template")
-        )
+        old = read_json_object(path / OLD_TEMPLATE) or {} if configured is None else {}
+        default = old.get("chat_template", configured)
         if not templates or isinstance(default, list):
             return default
         templates |= {"default": default} if isinstance(default, str) else {}
@@ -68,8 +72,7 @@ def add_tokens(core: Any, config: Mapping[str, Any], path: Path) -> Any:
 
     Folders of earlier versions list them in added_tokens.json instead.
     """
-    listed = config.get("added_tokens_decoder")
-    file = path / TOKENIZER_CONFIG
+    listed, file = config.get("added_tokens_decoder"), path / TOKENIZER_CONFIG
     if listed is None:
         file = path / ADDED
         listed = {str(index): {"content": content} for content, index in (read_json_object(file) or {}).items()}
@@ -119,8 +122,7 @@ def find_special_id(
 ) -> int | None:
     """Find the id of a special token: first by its name, as the tokenizer itself does."""
     for settings in named:
-        token = settings.get(f"{name}_token")
-        token = token_text(token)
+        token = token_text(settings.get(f"{name}_token"))
         index = core.token_to_id(token) if isinstance(token, str) else None
         if index is not None:
             return index
@@ -136,13 +138,14 @@ def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int]
     """Return the ids that end a text, from generation_config.json or else from config.json."""
     for settings, file in zip(numbered, (GENERATION, CONFIG), strict=True):
         index = settings.get("eos_token_id")
+        if index is None:
+            continue
         listed = index if isinstance(index, list) else [index]
-        if index is not None and not all(type(token_id) is int for token_id in listed):
+        if not all(type(token_id) is int for token_id in listed):
             raise LanguageModelError(
                 f"{path / file} sets eos_token_id={index!r}; set the id of a token there, or a list of them"
             )
-        if index is not None:
-            return [int(token_id) for token_id in listed if token_id is not None]
+        return listed
     return None
 
 

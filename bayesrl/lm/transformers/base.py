@@ -24,27 +24,16 @@ from bayesrl.value_checks import format_value, is_traced
 
 
 class Config(abc.ABC):
-    """The shape of a model: a frozen dataclass with JSON-able fields.
+    """The shape of a model: a frozen dataclass with JSON-able fields."""
 
-    Args:
-        model_type: the family, by its name in transformers.
-        vocab_size: number of tokens.
-        max_length: the context length: the most tokens that the model can read.
-        width: length of the residual stream.
-        depth: how many blocks.
-        heads: attention heads per block.
-        activation: of the feed-forward layers, by its name in transformers.
-        epsilon: of the norms.
-    """
-
-    model_type: str
+    model_type: str  # the family, by its name in transformers
     vocab_size: int
-    max_length: int
-    width: int
-    depth: int
-    heads: int
-    activation: str
-    epsilon: float
+    max_length: int  # the context length: the most tokens that the model can read
+    width: int  # length of the residual stream
+    depth: int  # how many blocks
+    heads: int  # attention heads per block
+    activation: str  # of the feed-forward layers, by its name in transformers
+    epsilon: float  # of the norms
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -99,11 +88,7 @@ class Config(abc.ABC):
 
 
 class Transformer(eqx.Module):
-    """A transformer that can be stored in a checkpoint.
-
-    Args:
-        config: its shape.
-    """
+    """A transformer that can be stored in a checkpoint."""
 
     config: eqx.AbstractVar[Config]
 

@@ -34,21 +34,13 @@ PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
 
 
 class EncoderTraits(NamedTuple):
-    """The traits that every model of a family has, which config.json therefore leaves out.
+    """The traits that every model of a family has, which config.json therefore leaves out."""
 
-    Args:
-        architecture: the name of the class in transformers.
-        pooling: the activation of the layer between the encoder and the head.
-        kinds: whether tokens have a kind of segment.
-        learned: whether there is a table of positions.
-        padded: whether positions begin after that of the padding token.
-    """
-
-    architecture: str
-    pooling: str = "tanh"
-    kinds: bool = True
-    learned: bool = True
-    padded: bool = False
+    architecture: str  # the name of the class in transformers
+    pooling: str = "tanh"  # the activation of the layer between the encoder and the head
+    kinds: bool = True  # whether tokens have a kind of segment
+    learned: bool = True  # whether there is a table of positions
+    padded: bool = False  # whether positions begin after that of the padding token
 
 
 ENCODER_FAMILIES: Mapping[str, EncoderTraits] = MappingProxyType(

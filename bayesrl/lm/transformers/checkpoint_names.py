@@ -5,17 +5,11 @@ from typing import NamedTuple
 
 
 class CheckpointTensor(NamedTuple):
-    """One array: its name in a checkpoint and its place in the model.
+    """One array: its name in a checkpoint and its place in the model."""
 
-    Args:
-        name: the name of the tensor, as Hugging Face's transformers writes it.
-        path: the place, as `jax.tree_util.keystr` writes it: `.layers[0].attention.output.weight`.
-        transposed: whether the checkpoint stores [in, out] where the model has [out, in].
-    """
-
-    name: str
-    path: str
-    transposed: bool = False
+    name: str  # as Hugging Face's transformers writes it
+    path: str  # as `jax.tree_util.keystr` writes it: `.layers[0].attention.output.weight`
+    transposed: bool = False  # whether the checkpoint stores [in, out] where the model has [out, in]
 
 
 def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False) -> Iterator[CheckpointTensor]:

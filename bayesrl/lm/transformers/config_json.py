@@ -130,19 +130,12 @@ _ROTARY = tuple(family for family in DEFAULTS if family not in ("gpt2", *_ENCODE
 
 
 class Option(NamedTuple):
-    """A setting that changes what some families compute, and that the classes of all others in transformers ignore.
+    """A setting that changes what some families compute, and that the classes of all others in transformers ignore."""
 
-    Args:
-        field: of the configuration; "" if it is not a field of its own.
-        families: those whose config.json has it.
-        implied: those that have what it says, whatever their config.json says.
-        plain: values without effect, besides null, 0 and False; a list of plain values has none either.
-    """
-
-    field: str
-    families: tuple[str, ...] = ()
-    implied: tuple[str, ...] = ()
-    plain: tuple[Any, ...] = ()
+    field: str  # of the configuration; "" if it is not a field of its own
+    families: tuple[str, ...] = ()  # whose config.json has it
+    implied: tuple[str, ...] = ()  # that have what it says, whatever their config.json says
+    plain: tuple[Any, ...] = ()  # without effect, besides null, 0 and False; neither has a list of plain values
 
     def is_off(self, value: Any) -> bool:
         """Whether a value has no effect."""

@@ -16,15 +16,10 @@ from bayesrl.typing import PRNGKey
 
 
 class DecoderConfig(Config):
-    """The configuration of a `Decoder` beyond its blocks.
+    """The configuration of a `Decoder` beyond its blocks."""
 
-    Args:
-        tied: whether the logits use the table of the tokens.
-        initializer_range: standard deviation of random weights.
-    """
-
-    tied: bool
-    initializer_range: float
+    tied: bool  # whether the logits use the table of the tokens
+    initializer_range: float  # standard deviation of random weights
 
     @property
     def learned_positions(self) -> bool:
@@ -45,23 +40,15 @@ class DecoderConfig(Config):
 class Decoder(CausalLM):
     """A causal model of blocks.
 
-        x = scale·token[t] + position[i];  blocks;  logits = H·norm(x)
-
-    Args:
-        config: its shape.
-        token: table of tokens; it is also the head if `head` is None.
-        position: table of positions, or None.
-        blocks: the blocks, in order.
-        norm: the norm after the blocks.
-        head: maps to logits, or None.
+    x = scale·token[t] + position[i];  blocks;  logits = H·norm(x)
     """
 
     config: eqx.AbstractVar[DecoderConfig]
     token: Embedding
     position: Embedding | None
     blocks: tuple[TransformerBlock, ...]
-    norm: Norm
-    head: Linear | None
+    norm: Norm  # after the blocks
+    head: Linear | None  # None if the table of tokens is the head too
 
     @classmethod
     @checked(LanguageModelError)

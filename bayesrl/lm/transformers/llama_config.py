@@ -33,29 +33,17 @@ _PLAIN = Rope()
 
 
 class DecoderTraits(NamedTuple):
-    """The traits that every model of a family has, which config.json therefore leaves out.
+    """The traits that every model of a family has, which config.json therefore leaves out; see `Layout`."""
 
-    Args:
-        architecture: the name of the class in transformers.
-        norm: kind of the norms.
-        norms: their places in a block.
-        query_key_norm: how queries and keys are normalized.
-        joined: whether one matrix makes queries, keys and values; see `Layout`.
-        gated: how the feed-forward layer is gated.
-        scaled: whether embedded tokens are multiplied by √width.
-        biased: whether the feed-forward layer has biases.
-        partial: whether some coordinates of a head may stay unturned.
-    """
-
-    architecture: str
+    architecture: str  # the name of the class in transformers
     norm: str = "rms"
     norms: tuple[str, ...] = PRE_NORMS
     query_key_norm: str = ""
     joined: str = ""
     gated: str = "apart"
-    scaled: bool = False
-    biased: bool = False
-    partial: bool = False
+    scaled: bool = False  # whether embedded tokens are multiplied by √width
+    biased: bool = False  # whether the feed-forward layer has biases
+    partial: bool = False  # whether some coordinates of a head may stay unturned
 
 
 _AROUND = (*PRE_NORMS, *POST_NORMS)

@@ -14,15 +14,10 @@ from bayesrl.lm.transformers.llama_config import DECODER_FAMILIES, LlamaConfig
 
 
 class Family(NamedTuple):
-    """A kind of checkpoint.
+    """A kind of checkpoint."""
 
-    Args:
-        config: the class that reads its config.json.
-        model: the class that has its arrays.
-    """
-
-    config: type[Config]
-    model: type[Transformer]
+    config: type[Config]  # reads its config.json
+    model: type[Transformer]  # has its arrays
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(

@@ -22,59 +22,32 @@ POST_NORMS = ("after_attention", "after_feeding")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The shape of a block, and how it computes where families differ.
+    """The shape of a block, and how it computes where families differ."""
 
-    Args:
-        width: length of the residual stream.
-        inner: width of the feed-forward layer.
-        heads: attention heads.
-        kv_heads: heads of keys and values, which the attention heads share.
-        head_dim: length of a query.
-        activation: of the feed-forward layer, by its name in transformers.
-        epsilon: of the norms.
-        norm: "rms"; "rms_plus_one", whose weight is added to 1; or "layer".
-        norms: their places: before or after attention and feed-forward layer.
-        norm_of_sums: whether the norms after a part apply to the residual stream, as in BERT, not to the part's output.
-        norm_bias: whether norms of kind "layer" have a bias.
-        query_key_norm: "head" normalizes each query and key; "whole" normalizes all heads at once; or "".
-        joined: whether one matrix gives queries, keys and values: "", "stacked" one after another, or "by_head".
-        gated: "", "apart" from what it gates, or "joined" with it in one matrix.
-        attention_bias: whether queries, keys and values have a bias.
-        output_bias: whether the output of attention has one.
-        feeding_bias: whether the feed-forward layer has one.
-        parallel: whether both parts read the residual stream before either writes to it.
-        rope: how its positions turn; None if they do not.
-        window: how many tokens each token sees, itself included; 0 means all. In an encoder, this far to each side.
-        scale: of the scores; 0 means 1/√head_dim.
-        cap: bound of the scores; 0 for no bound.
-        experts: number of feed-forward layers to choose from; 0 means a single one, without choice.
-        chosen: how many of them each token uses.
-    """
-
-    width: int
-    inner: int
+    width: int  # of the residual stream
+    inner: int  # width of the feed-forward layer
     heads: int
-    kv_heads: int
-    head_dim: int
-    activation: str
-    epsilon: float
-    norm: str = "rms"
-    norms: tuple[str, ...] = PRE_NORMS
-    norm_of_sums: bool = False
-    norm_bias: bool = True
-    query_key_norm: str = ""
-    joined: str = ""
-    gated: str = ""
-    attention_bias: bool = False
-    output_bias: bool = False
+    kv_heads: int  # heads of keys and values, which the attention heads share
+    head_dim: int  # length of a query
+    activation: str  # of the feed-forward layer, by its name in transformers
+    epsilon: float  # of the norms
+    norm: str = "rms"  # or "rms_plus_one", whose weight is added to 1; or "layer"
+    norms: tuple[str, ...] = PRE_NORMS  # their places: before or after attention and feed-forward layer
+    norm_of_sums: bool = False  # norms after a part apply to the residual stream, as in BERT, not to the part's output
+    norm_bias: bool = True  # whether norms of kind "layer" have one
+    query_key_norm: str = ""  # "head" normalizes each query and key, "whole" all heads at once
+    joined: str = ""  # one matrix gives queries, keys and values: "stacked" one after another, or "by_head"
+    gated: str = ""  # "apart" from what it gates, or "joined" with it in one matrix
+    attention_bias: bool = False  # of queries, keys and values
+    output_bias: bool = False  # of the output of attention
     feeding_bias: bool = False
-    parallel: bool = False
-    rope: Rope | None = None
-    window: int = 0
-    scale: float = 0.0
-    cap: float = 0.0
-    experts: int = 0
-    chosen: int = 0
+    parallel: bool = False  # both parts read the residual stream before either writes to it
+    rope: Rope | None = None  # how positions turn; None if they do not
+    window: int = 0  # how many tokens each token sees, itself included; 0 means all. In an encoder, to each side
+    scale: float = 0.0  # of the scores; 0 means 1/√head_dim
+    cap: float = 0.0  # bound of the scores; 0 for no bound
+    experts: int = 0  # number of feed-forward layers to choose from; 0 means a single one, without choice
+    chosen: int = 0  # how many of them each token uses
 
     def init_norm(self, width: int, dtype: Any) -> Norm:
         """Make a norm of this kind."""
@@ -100,15 +73,10 @@ class Layout:
 
 
 class AttentionInputs(NamedTuple):
-    """What the new tokens of a layer may attend to, and how their positions turn.
+    """What the new tokens of a layer may attend to, and how their positions turn."""
 
-    Args:
-        visible: which slots each token sees, [n, sight].
-        rotation: None where positions do not turn.
-    """
-
-    visible: Bool[Array, "n sight"]
-    rotation: Rotation | None
+    visible: Bool[Array, "n sight"]  # which slots each token sees
+    rotation: Rotation | None  # None where positions do not turn
 
 
 def attention_inputs(
@@ -157,15 +125,8 @@ class TransformerBlock(eqx.Module):
             size = output_scale if name in ("output", "narrow") else scale
             parts[name] = Linear.init(own, width, out, scale=size, bias=bias, dtype=dtype)
         if layout.experts:
-            parts["experts"] = Experts.init(
-                keys[-1],
-                layout.experts,
-                layout.width,
-                layout.inner,
-                scale=scale,
-                output_scale=output_scale,
-                dtype=dtype,
-            )
+            shape = (layout.experts, layout.width, layout.inner)
+            parts["experts"] = Experts.init(keys[-1], *shape, scale=scale, output_scale=output_scale, dtype=dtype)
         for name in layout.norms:
             parts[name] = layout.init_norm(layout.width, dtype)
         if layout.query_key_norm:
@@ -182,11 +143,9 @@ class TransformerBlock(eqx.Module):
         if self.layout.norm_of_sums:
             x = _apply(self.after_attention, x + out)
             return _apply(self.after_feeding, x + self._feed(x)), keys, values
-        out = _apply(self.after_attention, out)
-        if self.layout.parallel:
-            return x + out + _apply(self.after_feeding, self._feed(_apply(self.before_feeding, x))), keys, values
-        x = x + out
-        return x + _apply(self.after_feeding, self._feed(_apply(self.before_feeding, x))), keys, values
+        after = x + _apply(self.after_attention, out)
+        read = x if self.layout.parallel else after
+        return after + _apply(self.after_feeding, self._feed(_apply(self.before_feeding, read))), keys, values
 
     def _attend(
         self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None, layer: int

@@ -18,20 +18,13 @@ class Cache(eqx.Module):
 
     `length` and `count` may be Python integers. Attention then covers only the slots in use, which makes a prefill as
     cheap as attention without a cache. As arrays, they let one compiled step serve all lengths.
-
-    Args:
-        keys: per layer, [capacity, kv_heads, head_dim].
-        values: per layer, [capacity, kv_heads, head_dim].
-        mask: which slots hold a token rather than padding, or nothing, [capacity].
-        length: slots in use.
-        count: real tokens so far: the position of the next one.
     """
 
-    keys: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
+    keys: tuple[Float[Array, "capacity kv_heads head_dim"], ...]  # per layer
     values: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
-    mask: Bool[Array, "capacity"]
-    length: int | Int[Array, ""] = 0
-    count: int | Int[Array, ""] = 0
+    mask: Bool[Array, "capacity"]  # which slots hold a token rather than padding, or nothing
+    length: int | Int[Array, ""] = 0  # slots in use
+    count: int | Int[Array, ""] = 0  # real tokens so far: the position of the next one
 
     @classmethod
     def empty(cls, layers: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> "Cache":
@@ -66,19 +59,13 @@ class Cache(eqx.Module):
 class TokenSlots(NamedTuple):
     """The slots of new tokens, and what each of them may attend to.
 
-    Args:
-        positions: place among the real tokens, [n]; 0 for padding before them.
-        visible: which slots each token sees, [n, slots in sight].
-        mask: `Cache.mask` with the new tokens, [capacity].
-        count: `Cache.count` with the new tokens.
-
     Padding has the position of the real token before it, but no token attends to padding.
     """
 
-    positions: Int[Array, "n"]
-    visible: Bool[Array, "n sight"]
-    mask: Bool[Array, "capacity"]
-    num_tokens: Int[Array, ""]
+    positions: Int[Array, "n"]  # place among the real tokens; 0 for padding before them
+    visible: Bool[Array, "n sight"]  # which slots each token sees
+    mask: Bool[Array, "capacity"]  # `Cache.mask` with the new tokens
+    num_tokens: Int[Array, ""]  # `Cache.count` with the new tokens
 
     def visible_within(self, window: int) -> Bool[Array, "n sight"]:
         """Return which slots each token sees within a window of `window` tokens, itself included; 0 sees all."""
@@ -197,10 +184,8 @@ def attend(
     """
     keys, values = key, value
     if cache is not None:
-        keys, values = (
-            write_slots(cache.keys[layer], key, cache.length),
-            write_slots(cache.values[layer], value, cache.length),
-        )
+        stored = ((cache.keys[layer], key), (cache.values[layer], value))
+        keys, values = (write_slots(slots, new, cache.length) for slots, new in stored)
     sight = visible.shape[1]
     # Without earlier tokens, use the new keys directly, so that XLA need not wait for the write into the cache.
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])

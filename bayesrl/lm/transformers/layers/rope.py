@@ -21,12 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Rotation(NamedTuple):
-    """The turns of n positions.
-
-    Args:
-        cosine: [n, 1, half].
-        sine: [n, 1, half].
-    """
+    """The turns of n positions."""
 
     cosine: Float[Array, "n 1 half"]
     sine: Float[Array, "n 1 half"]
