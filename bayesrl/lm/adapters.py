@@ -36,11 +36,7 @@ def apply_adapter(
 
         y = W·x + b + s·U·(D·x),   s = α/r, or α/√r with `use_rslora`; patterns may set α and r by module
 
-    Args:
-        model: the model that the adapter was trained with.
-        config: adapter_config.json.
-        arrays: its weights by name: D is lora_A and U is lora_B; others replace those of the model.
-        origin: where they come from, for messages.
+    D is lora_A and U is lora_B; other arrays of the adapter replace those of the model.
 
     References:
         Hu et al. (2022), "LoRA", equation 3; Kalajdzievski (2023), "A rank stabilization scaling factor", section 3.

@@ -41,27 +41,17 @@ class ScoredTexts(NamedTuple):
 def generate(
     key: PRNGKey,
     guide: Any,
-    params: Params,
+    params: Params,  # of one fit
     prompts: Prompts,
-    index: np.ndarray,
+    index: np.ndarray,  # which prompts each draw answers, [num, n]
     *,
-    by_fit: bool = True,
-    given: np.ndarray | None = None,
-    together: tuple[int, int] | None = None,
+    by_fit: bool = True,  # rather than by the reference
+    given: np.ndarray | None = None,  # completions to score instead of writing new ones, [num, n, T]
+    together: tuple[int, int] | None = None,  # how many prompts at once, and how often each; by default what fits
 ) -> ScoredTexts:
     """Generate completions, [num, n, T], in batches of one size; NumPy arrays.
 
     A completion depends only on the key, the number of its draw and the number of its prompt.
-
-    Args:
-        key: consumed whole.
-        guide: of the fit.
-        params: of the guide, of one fit.
-        prompts: the prompts.
-        index: which prompts each draw answers, [num, n].
-        by_fit: whether the fit writes them, rather than the reference.
-        given: completions to score instead of writing new ones, [num, n, T].
-        together: how many prompts to answer at once, and how often each; by default as many as fit into memory.
     """
     num, width = index.shape
     steps = guide.policy.options["num_steps"]
@@ -156,23 +146,15 @@ def _generate(
 
 def generate_and_score(
     ours: CausalLMDistribution,
-    theirs: CausalLMDistribution,
-    uniforms: Array,
-    given: Array,
-    by_fit: Array,
-    is_given: Array,
+    theirs: CausalLMDistribution,  # the reference, for the same prompts
+    uniforms: Array,  # choose the tokens, [prompts, each, T]
+    given: Array,  # completions to read, [prompts, each, T]
+    by_fit: Array,  # whether the fit writes
+    is_given: Array,  # whether to read `given` instead of writing
 ) -> ScoredTexts:
     """Write or read completions of prompts token by token, [prompts, each, T], until the last one has ended.
 
     Both models read every token as it is written, so that scoring needs no second pass.
-
-    Args:
-        ours: the fitted distribution, for the prompts.
-        theirs: the reference, for the same prompts.
-        uniforms: uniform numbers that choose the tokens, [prompts, each, T].
-        given: completions to read, [prompts, each, T].
-        by_fit: whether the fit writes.
-        is_given: whether to read `given` instead of writing.
     """
     slots, group, steps = uniforms.shape
     rows = slots * group
@@ -180,11 +162,8 @@ def generate_and_score(
     width = ours.prompt.shape[-1]
     starts = [model.start(width + steps - 1) for model in models]
 
-    def feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
-        fed: tuple[Array, Any] = jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))(
-            tokens, mask, cache
-        )
-        return fed
+    def feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> Any:
+        return jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))(tokens, mask, cache)
 
     read = [feed(model, ours.prompt, ours.mask, start, None) for model, start in zip(models, starts, strict=True)]
     hidden = [jnp.repeat(h[:, -1], group, 0) for h, _ in read]
@@ -207,13 +186,13 @@ def generate_and_score(
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, token, done, caches, columns = carry
-        hidden = []
-        for i, model in enumerate(models):
-            h, cache = feed(model, token[:, None], jnp.ones((rows, 1), bool), caches[i], caches[i].axes)
-            hidden.append(h[:, 0])
-            caches = [*caches[:i], cache, *caches[i + 1 :]]
-        token, scores = choose(t, hidden, done)
-        return t + 1, token, done | is_eos(token, ours.eos), caches, _record(columns, t, (token, *scores))
+        there = jnp.ones((rows, 1), bool)
+        pairs = zip(models, caches, strict=True)
+        hidden, caches = zip(
+            *(feed(model, token[:, None], there, cache, cache.axes) for model, cache in pairs), strict=True
+        )
+        token, scores = choose(t, [h[:, 0] for h in hidden], done)
+        return t + 1, token, done | is_eos(token, ours.eos), list(caches), _record(columns, t, (token, *scores))
 
     blank = jnp.full((steps, rows), ours.pad, given_rows.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
     token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))

@@ -152,12 +152,9 @@ class HostRewardDraws:
     """Draws the completions of a step: one program writes them, Python rewards them, and another program updates.
 
     No program calls Python, so that the compilation cache can store all of them for the next process.
-
-    Args:
-        num_particles: completions per prompt.
     """
 
-    num_particles: int
+    num_particles: int  # completions per prompt
     one_batch = True
 
     def __call__(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:

@@ -71,10 +71,7 @@ class PromptedPolicy:
     def distribution(self, model: CausalLM, prompt: Array, mask: Array | None) -> CausalLMDistribution:
         """Return the distribution of a model's answers to prompts [*batch, P], truncated as the reference is.
 
-        Args:
-            model: any model of the reference's shape.
-            prompt: token ids.
-            mask: True for tokens that are not padding, in the same shape; None if there is no padding.
+        The model is any of the reference's shape; the mask is True for tokens that are not padding, or None.
         """
         support_model = self.model if self.truncated and model is not self.model else None
         return CausalLMDistribution(model, prompt, mask, support_model=support_model, **self.options)
@@ -161,8 +158,7 @@ def policy(
     Example:
         >>> import jax, jax.numpy as jnp, bayesrl
         >>> from bayesrl.lm import GPT2, GPT2Config, policy, rewards
-        >>> config = GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2)
-        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
         >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
         >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
         >>> exact = bayesrl.enumerate_posterior(writer, beta=1.0)

@@ -9,7 +9,7 @@ from bayesrl.display.formatting import format_estimate, format_number, pluralize
 from bayesrl.display.section import Section
 from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.prompted_policy import TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Prompts
 from bayesrl.lm.text_samples import (
     ModelSamples,
@@ -59,8 +59,7 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
         >>> import jax, jax.numpy as jnp, bayesrl
         >>> from bayesrl.lm import GPT2, GPT2Config, policy, rewards, text_sections
         >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
-        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
-        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=rewards.length(), max_new_tokens=3)
         >>> bayesrl.Problem(writer, beta=1.0, sections=(text_sections,)).beta
         1.0
     """
@@ -99,20 +98,14 @@ def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     order = np.argsort(-texts.reward, axis=None, kind="stable")
     places = [tuple(map(int, np.unravel_index(i, texts.reward.shape))) for i in order]
     best = _distinct(places, texts)
-    middle = [places[len(places) // 2]]
     worst = [place for place in _distinct(places[::-1], texts)[::-1] if place not in best]
     rows: list[tuple[str, ...]] = [("", "reward", "log q/π₀", "prompt", "completion")]
-    for rank, group in (("best", best), ("median", middle), ("worst", worst)):
-        for place in group:
-            rows.append(
-                (
-                    rank,
-                    format_number(float(texts.reward[place])),
-                    format_number(float(texts.log_ratio[place].sum()), 3),
-                    truncate(samples.prompts.examples[place[1]]["prompt"]),
-                    color_tokens(policy.tokenizer, texts.tokens[place], texts.mask[place], texts.log_ratio[place]),
-                )
-            )
+    ranks = {"best": best, "median": [places[len(places) // 2]], "worst": worst}
+    for rank, place in ((rank, place) for rank, group in ranks.items() for place in group):
+        reward, ratio = format_number(float(texts.reward[place])), format_number(float(texts.log_ratio[place].sum()), 3)
+        prompt = truncate(samples.prompts.examples[place[1]]["prompt"])
+        colored = color_tokens(policy.tokenizer, texts.tokens[place], texts.mask[place], texts.log_ratio[place])
+        rows.append((rank, reward, ratio, prompt, colored))
     return Section(
         "Samples, token by token",
         "Blue tokens are likelier under the fit than under the reference, orange ones less likely; the stronger, the "
@@ -150,12 +143,10 @@ def token_pieces(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))], continues=True)]
     # A multi-byte character is complete only with its last token; leave it out until then, or until the end.
     clean = [prefix if prefix == prefixes[-1] else prefix.rstrip("\ufffd") for prefix in prefixes]
-    pieces = []
-    for i, token in enumerate(tokens):
-        grown = clean[i + 1].startswith(clean[i])
-        piece = clean[i + 1][len(clean[i]) :] if grown else ""
-        pieces.append("∎" if int(token) in tokenizer.eos_ids else piece)
-    return pieces
+    return [
+        "∎" if int(token) in tokenizer.eos_ids else after[len(before) :] if after.startswith(before) else ""
+        for token, before, after in zip(tokens, clean, clean[1:], strict=False)
+    ]
 
 
 def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
@@ -172,19 +163,16 @@ def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """List prompts by the share of the reference's entropy that is left, least first."""
-    ours, theirs = -samples.fitted.log_q.sum(-1).mean(0), -samples.prior.log_prior.sum(-1).mean(0)
+    texts = samples.fitted
+    ours, theirs = -texts.log_q.sum(-1).mean(0), -samples.prior.log_prior.sum(-1).mean(0)
     share = ours / np.maximum(theirs, 1e-6)
     gone = int((share < _COLLAPSED).sum())
     rows: list[tuple[object, ...]] = [("prompt", "entropy left", "nats", f"different of {_SAMPLES}", "most frequent")]
     for i in np.argsort(share)[: 2 * _SHOWN]:
-        rows.append(
-            (
-                truncate(samples.prompts.examples[int(i)]["prompt"]),
-                f"{share[i]:.0%}",
-                float(ours[i]),
-                *_distinct_and_commonest(policy, samples.fitted, int(i)),
-            )
-        )
+        distinct, first, counts = np.unique(texts.tokens[:, i], axis=0, return_index=True, return_counts=True)
+        commonest = completion_text(policy, texts, (int(first[counts.argmax()]), int(i)))
+        prompt = truncate(samples.prompts.examples[int(i)]["prompt"])
+        rows.append((prompt, f"{share[i]:.0%}", float(ours[i]), len(distinct), commonest))
     return Section(
         "Prompts where the policy collapsed",
         f"{gone} of {len(samples.prompts)} prompts have kept less than {_COLLAPSED:.0%} of the reference's entropy; "
@@ -193,18 +181,11 @@ def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     )
 
 
-def _distinct_and_commonest(policy: PromptedPolicy, texts: ModelSamples, prompt: int) -> tuple[int, str]:
-    """Count the distinct completions of a prompt, and decode the most frequent one."""
-    rows, first, counts = np.unique(texts.tokens[:, prompt], axis=0, return_index=True, return_counts=True)
-    return len(rows), completion_text(policy, texts, (int(first[counts.argmax()]), prompt))
-
-
 def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[int, ...]) -> str:
     """Decode one completion up to its end, and shorten it."""
     tokens = texts.tokens[place][texts.mask[place]]
-    if policy.tokenizer is None:
-        return truncate(" ".join(map(str, tokens)))
-    return truncate(policy.tokenizer.decode([tokens], continues=True)[0])
+    text = policy.read(TEXT, tokens)
+    return truncate(" ".join(map(str, tokens)) if text is None else text)
 
 
 def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
@@ -275,8 +256,10 @@ def length_figure(samples: TextSamples) -> "Figure":
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
     for texts, color, name in ((samples.prior, _PRIOR, "reference"), (samples.fitted, _FITTED, "fit")):
-        lengths, reward = _points(texts)
-        axes.scatter(lengths, reward, s=9, color=color, alpha=0.45, linewidths=0, label=name)
+        rng = np.random.default_rng(0)
+        chosen = rng.permutation(texts.reward.size)[:_MOST_POINTS]
+        lengths = texts.mask.sum(-1).ravel()[chosen] + rng.uniform(-0.25, 0.25, len(chosen))
+        axes.scatter(lengths, texts.reward.ravel()[chosen], s=9, color=color, alpha=0.45, linewidths=0, label=name)
     axes.set_xlabel("length, tokens (the end counts; points are spread a little)")
     axes.set_ylabel("reward")
     for handle in axes.legend(frameon=False, markerscale=2).legend_handles:
@@ -285,10 +268,3 @@ def length_figure(samples: TextSamples) -> "Figure":
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
-
-
-def _points(texts: ModelSamples) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    lengths, reward = texts.mask.sum(-1).ravel(), texts.reward.ravel()
-    chosen = rng.permutation(len(lengths))[:_MOST_POINTS]
-    return lengths[chosen] + rng.uniform(-0.25, 0.25, len(chosen)), reward[chosen]

@@ -119,10 +119,8 @@ class CausalLMDistribution(dist.Distribution):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bayesrl.lm.text_distribution import CausalLMDistribution
-        >>> from bayesrl.lm import GPT2, GPT2Config
-        >>> config = GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2)
-        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> from bayesrl.lm import GPT2, CausalLMDistribution, GPT2Config
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2))
         >>> text = CausalLMDistribution(model, jnp.array([[0, 1]]), num_steps=3)
         >>> tokens = jax.jit(lambda key: text.sample(key, (10,)))(jax.random.key(1))
         >>> log_prob, by_step = jax.jit(lambda tokens: (text.log_prob(tokens), text.log_prob_by_step(tokens)))(tokens)

@@ -83,8 +83,7 @@ def sample_texts(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts
         >>> import jax, jax.numpy as jnp, bayesrl
         >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, policy, rewards, sample_texts
         >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
-        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
-        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=rewards.length(), max_new_tokens=3)
         >>> fit = bayesrl.fit(jax.random.key(1), writer, beta=1.0, guide=FullParameters(), num_steps=2, progress=False)
         >>> sample_texts(jax.random.key(2), fit, 5).fitted.tokens.shape
         (5, 1, 3)
@@ -127,8 +126,7 @@ def estimate_kl(
         >>> import jax, jax.numpy as jnp, bayesrl
         >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, estimate_kl, policy, rewards
         >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
-        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
-        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=rewards.length(), max_new_tokens=3)
         >>> fit = bayesrl.fit(jax.random.key(1), writer, beta=1.0, guide=FullParameters(), num_steps=2, progress=False)
         >>> estimate_kl(jax.random.key(2), fit, by_position=True).mean.shape
         (3,)

@@ -37,11 +37,6 @@ def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], ori
 
         W = Q·s,   with one scale for all, for each row, or for each block of `weight_block_size`
 
-    Args:
-        arrays: names and values, in any order.
-        config: config.json.
-        origin: where they come from, for messages.
-
     References:
         DeepSeek-AI (2024), "DeepSeek-V3 technical report", section 3.3.
     """

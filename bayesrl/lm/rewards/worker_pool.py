@@ -54,14 +54,8 @@ class _Worker:
 class WorkerPool:
     """Processes that call one function with many arguments; they start when needed, also after a `close`.
 
-    They are spawned, not forked, because JAX's threads do not survive a fork.
-
-    Args:
-        fn: a picklable function, so that a new process can import it.
-        name: of the function, for messages.
-        count: how many processes.
-        time_limit: seconds per call, or None. The process of a call that takes longer is killed, whatever it does,
-            with all processes that it started.
+    They are spawned, not forked, because JAX's threads do not survive a fork, so the function must be picklable. The
+    process of a call that takes more than `time_limit` seconds is killed, whatever it does, with all that it started.
 
     Example:
         >>> workers = WorkerPool(len, "len", 1, None)
@@ -83,14 +77,9 @@ class WorkerPool:
             ) from error
 
     def run(self, calls: Sequence[tuple[Any, ...]], *, keep_going: bool = False) -> list[Any]:
-        """Call the function with each tuple of arguments.
+        """Return the function's result, or a `Failure`, for each tuple of arguments.
 
-        Args:
-            calls: the tuples of arguments.
-            keep_going: whether to continue after a call has failed; otherwise unanswered calls stay None.
-
-        Returns:
-            For each call, the function's result or a `Failure`.
+        Without `keep_going`, the first failure ends the round, and unanswered calls stay None.
         """
         with self._lock:
             try:

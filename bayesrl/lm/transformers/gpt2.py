@@ -101,8 +101,7 @@ class GPT2(Decoder):
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
-        >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
-        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2))
         >>> eqx.filter_jit(model)(jnp.array([1, 2, 3])).shape
         (3, 7)
 

@@ -44,8 +44,7 @@ class Cache(eqx.Module):
         Example:
             >>> import jax, jax.numpy as jnp
             >>> from bayesrl.lm import GPT2, GPT2Config
-            >>> config = GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2)
-            >>> model = GPT2.init(jax.random.key(0), config)
+            >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
             >>> empty = model.start(8)
             >>> feed = jax.vmap(model.extend, in_axes=(0, 0, None), out_axes=(0, empty.axes))
             >>> hidden, caches = jax.jit(feed)(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool), empty)
@@ -152,12 +151,12 @@ def attend(
     query: Float[Array, "n heads head_dim"],
     key: Float[Array, "n kv_heads head_dim"],
     value: Float[Array, "n kv_heads head_dim"],
-    visible: Bool[Array, "n sight"],
-    cache: Cache | None = None,
-    layer: int = 0,
+    visible: Bool[Array, "n sight"],  # from `allocate_slots`, or of a whole text
+    cache: Cache | None = None,  # of the earlier tokens; None if there are none, and none follow
+    layer: int = 0,  # of the cache
     *,
-    scale: float = 0.0,
-    cap: float = 0.0,
+    scale: float = 0.0,  # of the scores; 0 is 1/√head_dim
+    cap: float = 0.0,  # bounds the scores; see `soft_cap`
 ) -> tuple[Float[Array, "n width"], Array, Array]:
     """Attend from n new tokens to themselves and to the tokens in a layer of the cache.
 
@@ -165,16 +164,6 @@ def attend(
 
     If there are fewer key heads than query heads, several query heads share one. The softmax is in float32. A token
     that sees nothing, which happens only to padding, gets a finite average.
-
-    Args:
-        query: [n, heads, head_dim].
-        key: [n, kv_heads, head_dim].
-        value: [n, kv_heads, head_dim].
-        visible: from `allocate_slots`, or of a whole text.
-        cache: of the earlier tokens; None if there are none, and none follow.
-        layer: which of its layers.
-        scale: of the scores; 0 is 1/√head_dim.
-        cap: bounds the scores; see `soft_cap`.
 
     Returns:
         The output, [n, heads·head_dim]; and the layer's keys and values, including the new ones.

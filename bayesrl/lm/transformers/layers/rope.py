@@ -107,18 +107,11 @@ class Rope:
         cls,
         json: Mapping[str, Any],
         *,
-        parameters: Mapping[str, Any] | None = None,
-        theta: float = 10000.0,
-        share: float = 1.0,
+        parameters: Mapping[str, Any] | None = None,  # of one kind of layer, if each kind has its own
+        theta: float = 10000.0,  # the default base
+        share: float = 1.0,  # the default share of the coordinates that turn
     ) -> "Rope":
-        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files.
-
-        Args:
-            json: config.json.
-            parameters: the parameters of one kind of layer, if each kind has its own.
-            theta: the default base.
-            share: the default share of the coordinates that turn.
-        """
+        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
         if parameters is None:
             parameters = json.get("rope_parameters") or json.get("rope_scaling") or {}
         if not isinstance(parameters, Mapping):
