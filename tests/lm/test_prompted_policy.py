@@ -477,7 +477,7 @@ def test_bad_input_is_refused(model: GPT2, changed: dict[str, Any], message: str
     ("reward", "message"),
     [
         (lambda text: float("nan"), "returned nan"),
-        (rewards.text_reward(lambda texts: [1.0], batched=True), "returned 1 values for"),
+        (rewards.text_reward(lambda texts: [1.0], batched=True), "returned 1 value for"),
         (rewards.token_reward(lambda tokens, mask: tokens), r"returned shape \(3,\) for one completion"),
         (rewards.token_reward(lambda tokens, mask: jnp.nan * tokens[0]), "nan"),
     ],

@@ -100,6 +100,10 @@ def load_pretrained(
         ...     load_pretrained(folder).model.config == config
         True
     """
+    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        raise LanguageModelError(
+            f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None"
+        )
     folder = _find_folder(source, revision)
     config = read_json_object(folder / CONFIG)
     if (folder / ADAPTER).is_file() and (
@@ -115,10 +119,9 @@ def load_pretrained(
     shape = family.config.from_json(config)
     skeleton = eqx.filter_eval_shape(family.model.init, jax.random.key(0), shape)
     arrays = dequantize(iterate_arrays(*weight_files(folder)), config, folder)
-    model = fill_model(skeleton, arrays, _check_dtype(dtype), folder)
+    model = fill_model(skeleton, arrays, dtype, folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else None
-    if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer)
     config = {name: value for name, value in config.items() if name != SETTING}
     return Pretrained(model, tokenizer, folder, config, generation=read_json_object(folder / GENERATION) or {})
 
@@ -141,8 +144,7 @@ def _load_with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pret
         ) from error
     model = apply_adapter(base_model.model, adapter, iterate_arrays(folder / ADAPTER_WEIGHTS), folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else base_model.tokenizer
-    if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer)
     base_model = dataclasses.replace(base_model, tokenizer=tokenizer)
     if merge:
         return dataclasses.replace(base_model, model=merge_adapters(model))
@@ -200,26 +202,17 @@ def unwrap(
             f"({own.digest}); leave it out"
         )
     tokenizer = tokenizer if own is None else own
-    if tokenizer is not None:
-        check_vocabulary(bare, tokenizer)
+    check_vocabulary(bare, tokenizer)
     return bare, tokenizer, source
 
 
-def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
+def check_vocabulary(model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Refuse a tokenizer with ids that the model has no row for."""
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise LanguageModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {model.config.vocab_size}; use the "
             "tokenizer that the model was trained with, or make the model with the tokenizer's vocab_size"
         )
-
-
-def _check_dtype(dtype: Any) -> Any:
-    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise LanguageModelError(
-            f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None"
-        )
-    return dtype
 
 
 def _find_folder(source: str | Path, revision: str | None) -> Path:
@@ -289,8 +282,7 @@ def save_pretrained(
         generation = generation or model.generation
         model = model.model
     arrays = named_arrays(model)
-    if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer)
     path = _make_folder(folder)
     special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}
     if tokenizer is not None and len(tokenizer.eos_ids) > 1:

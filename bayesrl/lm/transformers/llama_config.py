@@ -45,6 +45,11 @@ class DecoderTraits(NamedTuple):
     biased: bool = False  # whether the feed-forward layer has biases
     partial: bool = False  # whether some coordinates of a head may stay unturned
 
+    @property
+    def epsilon_name(self) -> str:
+        """The name of the norms' epsilon in config.json."""
+        return "layer_norm_eps" if self.norm == "layer" else "rms_norm_eps"
+
 
 _AROUND = (*PRE_NORMS, *POST_NORMS)
 DECODER_FAMILIES: Mapping[str, DecoderTraits] = MappingProxyType(
@@ -222,7 +227,7 @@ class LlamaConfig(DecoderConfig):
             window=window,
             windowed=windowed,
             unturned=_unturned(json, depth) if family == "smollm3" else (),
-            epsilon=required(json, "layer_norm_eps" if traits.norm == "layer" else "rms_norm_eps"),
+            epsilon=required(json, traits.epsilon_name),
             attention_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
             feeding_bias=traits.biased or optional(json, "mlp_bias", False),
@@ -239,43 +244,35 @@ class LlamaConfig(DecoderConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Return the config.json for transformers."""
-        settings = {
-            "model_type": self.model_type,
+        family, rope = self.model_type, self.rope
+        names = {**COMMON_NAMES, "epsilon": self.traits.epsilon_name}
+        if family in LATER_GEMMA:
+            names["activation"] = "hidden_activation"
+        settings: dict[str, Any] = {
+            "model_type": family,
             "architectures": [self.traits.architecture],
-            **{key: getattr(self, name) for name, key in COMMON_NAMES.items()},
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "rms_norm_eps": self.epsilon,
+            **{key: getattr(self, name) for name, key in names.items()},
             "tie_word_embeddings": self.tied,
-            **self.rope.to_json(),
+            **rope.to_json(),
+            **{key: value(self) for key, value in _OWN.items() if family in OPTIONS[key].families},
         }
-        family = self.model_type
-        settings |= {name: value(self) for name, value in _OWN.items() if family in OPTIONS[name].families}
-        return _with_family_names(settings, self)
-
-
-def _with_family_names(settings: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Put settings under the names that a family has for them."""
-    family, rope = config.model_type, config.rope
-    if family == "gpt_neox":
-        for name in ("num_key_value_heads", "head_dim"):
-            del settings[name]
-        settings["layer_norm_eps"] = settings.pop("rms_norm_eps")
-        settings |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
-    elif "head_dim" not in DEFAULTS[family] and config.head_dim * config.heads == config.width:
-        del settings["head_dim"]  # follows from the rest; files of the family have null or nothing
-    if family in SWITCHED:
-        settings["use_sliding_window"] = bool(config.windowed)
-    if family in LATER_GEMMA:
-        settings["hidden_activation"] = settings.pop("hidden_act")
-    if config.local_rope is not None:
-        parameters = {FULL: rope, SLIDING: config.local_rope}
-        settings["rope_parameters"] = {kind: one.to_json()["rope_parameters"] for kind, one in parameters.items()}
-        settings["rope_local_base_freq"] = config.local_rope.theta
-    if rope.kind == "longrope":
-        settings["original_max_position_embeddings"] = rope.original
-        settings["max_position_embeddings"] = round(rope.original * rope.factor)
-    return settings
+        if family == "gpt_neox":
+            settings |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
+        else:
+            settings["num_key_value_heads"] = self.kv_heads
+            # Where it follows from the rest, files of most families have null or nothing.
+            if "head_dim" in DEFAULTS[family] or self.head_dim * self.heads != self.width:
+                settings["head_dim"] = self.head_dim
+        if family in SWITCHED:
+            settings["use_sliding_window"] = bool(self.windowed)
+        if self.local_rope is not None:
+            parameters = {FULL: rope, SLIDING: self.local_rope}
+            settings["rope_parameters"] = {kind: one.to_json()["rope_parameters"] for kind, one in parameters.items()}
+            settings["rope_local_base_freq"] = self.local_rope.theta
+        if rope.kind == "longrope":
+            settings["original_max_position_embeddings"] = rope.original
+            settings["max_position_embeddings"] = round(rope.original * rope.factor)
+        return settings
 
 
 _OWN: Mapping[str, Callable[[LlamaConfig], Any]] = MappingProxyType(

@@ -91,20 +91,17 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
         """Map the last axis."""
-        y = x @ self.weight.T
+        return self._with_bias_and_path(x @ self.weight.T, x)
+
+    def scores(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
+        """Map the last axis, with a result of at least float32."""
+        return self._with_bias_and_path(scores(self.weight, x), x)
+
+    def _with_bias_and_path(self, y: Array, x: Array) -> Array:
         if self.bias is not None:
             y = y + self.bias
         if self.down is not None and self.up is not None:
             y = y + ((x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T).astype(y.dtype)
-        return y
-
-    def scores(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
-        """Map the last axis, with a result of at least float32."""
-        y = scores(self.weight, x)
-        if self.bias is not None:
-            y = y + self.bias
-        if self.down is not None and self.up is not None:
-            y = y + (x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T
         return y
 
     def merge(self) -> "Linear":
