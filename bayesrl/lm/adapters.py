@@ -192,7 +192,7 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int, origin: Any) -> 
     expected = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
     if not (is_real(alpha) and alpha > 0 and is_count(expected, least=1)) or int(expected) != rank:
         raise LanguageModelError(
-            f"adapter_config.json of {origin} tells lora_alpha={alpha!r} and r={expected!r} for {module}, whose path "
+            f"adapter_config.json of {origin} sets lora_alpha={alpha!r} and r={expected!r} for {module}, whose path "
             f"has rank {rank}; the two files belong to different adapters"
         )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -185,7 +185,7 @@ def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
         and start.tokenizer.digest != policy.tokenizer.digest
     ):
         raise GuideError(
-            f"start= codes texts differently (fingerprint {start.tokenizer.digest}) from the reference "
+            f"start= encodes texts differently (fingerprint {start.tokenizer.digest}) from the reference "
             f"({policy.tokenizer.digest}), so their log-probabilities cannot be compared; start from a model with the "
             "reference's tokenizer"
         )

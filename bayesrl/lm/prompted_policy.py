@@ -191,10 +191,10 @@ def policy(
 
 def _check_tokenizer(prompts: Prompts, tokenizer: Tokenizer | None) -> None:
     """Refuse prompts that another tokenizer encoded."""
-    tokenizer_of_prompts = prompts.examples.tokenizer
-    if tokenizer_of_prompts is not None and tokenizer is not None and tokenizer_of_prompts.digest != tokenizer.digest:
+    theirs = prompts.examples.tokenizer
+    if theirs is not None and tokenizer is not None and theirs.digest != tokenizer.digest:
         raise LanguageModelError(
-            f"the prompts were coded by another tokenizer (fingerprint {tokenizer_of_prompts.digest}) than the model's "
+            f"the prompts were encoded by another tokenizer (fingerprint {theirs.digest}) than the model's "
             f"({tokenizer.digest}); make them by lm.encode_prompts(texts, tokenizer) with that of the model"
         )
 
@@ -207,7 +207,7 @@ def _check_room(model: CausalLM, prompts: Prompts, max_new_tokens: int) -> None:
     if extremes[0] >= vocab_size or extremes[1] < 0:
         raise LanguageModelError(
             f"a prompt holds token {extremes[0] if extremes[0] >= vocab_size else extremes[1]}, and the model knows 0 "
-            f"to {vocab_size - 1}; was it coded by another tokenizer?"
+            f"to {vocab_size - 1}; was it encoded by another tokenizer?"
         )
     lengths = mask.sum(-1)
     longest, room = int(lengths.max()), model.config.max_length

@@ -191,7 +191,9 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise LanguageModelError(f"line {number} of {path} is no JSON: {error}; write one object a line") from error
+            raise LanguageModelError(
+                f"line {number} of {path} is not JSON: {error}; write one object a line"
+            ) from error
         if not isinstance(row, dict):
             raise LanguageModelError(f"line {number} of {path} holds a {type(row).__name__}; write one object a line")
         rows.append(row)

@@ -182,6 +182,6 @@ def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, 
     programs, params = one.unbatched()
     if not isinstance(programs.guide, ModelGuide):
         raise LanguageModelError(
-            "the posterior is of no language model; fit what lm.policy makes, with guide=LoRA() or FullParameters()"
+            "the posterior holds no language model; fit what lm.policy makes, with guide=LoRA() or FullParameters()"
         )
     return programs.guide.policy, programs.guide, programs.constrain(params)

@@ -409,7 +409,7 @@ def test_a_start_that_does_not_fit_is_refused(answerer: PromptedPolicy) -> None:
         with pytest.raises(GuideError, match="of another shape than the reference"):
             bound(answerer, FullParameters(start=Pretrained(other, TOKENIZER)))
     strange = Pretrained(answerer.model, char_tokenizer("xy"))
-    with pytest.raises(GuideError, match="codes texts differently"):
+    with pytest.raises(GuideError, match="encodes texts differently"):
         bound(answerer, LoRA(start=strange))
 
 
@@ -441,7 +441,7 @@ def bert() -> BertClassifier:
         ({"prompts": "ab"}, "encode_prompts got one text, 'ab'; pass a list of texts"),
         ({"prompts": {"prompt": "a"}}, "encode_prompts got one record, .* pass a list of texts"),
         ({"prompts": 5}, "encode_prompts got '5'; pass a list of texts"),
-        ({"prompts": encode_prompts(["x"], char_tokenizer("xy"))}, "the prompts were coded by another tokenizer"),
+        ({"prompts": encode_prompts(["x"], char_tokenizer("xy"))}, "the prompts were encoded by another tokenizer"),
         ({"prompts": [3]}, "prompt 0 is 3; pass a text, token ids"),
         ({"prompts": [{"question": "a"}]}, "or a record with one of these under 'prompt'"),
         ({"prompts": np.zeros((0, 2), int)}, "prompts of shape"),

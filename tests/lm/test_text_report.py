@@ -207,7 +207,7 @@ def test_prompts_stand_beside_others() -> None:
 def test_later_prompts_are_looked_at(posterior: Posterior) -> None:
     with pytest.raises(LanguageModelError, match="has 6 tokens, and with max_new_tokens=3 exceeds the model's context"):
         posterior.sample(jax.random.key(0), 2, encode_prompts(["<<<<<<"], TOKENIZER))
-    with pytest.raises(LanguageModelError, match="the prompts were coded by another tokenizer"):
+    with pytest.raises(LanguageModelError, match="the prompts were encoded by another tokenizer"):
         posterior.estimate(jax.random.key(0), 2, encode_prompts(["x"], char_tokenizer("xyz&")))
 
 
@@ -246,7 +246,7 @@ def test_other_posteriors_are_refused(posterior: Posterior) -> None:
 
     other = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=1, progress=False)
     for ask in (text_sections, partial(sample_texts, num_samples=2)):
-        with pytest.raises(LanguageModelError, match="the posterior is of no language model"):
+        with pytest.raises(LanguageModelError, match="the posterior holds no language model"):
             ask(jax.random.key(0), other)
     with pytest.raises(PolicyError, match="loaded without its policy"):
         text_sections(jax.random.key(0), replace(posterior, programs=None))

@@ -157,7 +157,7 @@ def test_bad_input_is_named(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("[1]", "line 1 of"), ("{", "is no JSON"), ('{"prompt": "a"}', "has no text under prompt and answer")],
+    [("[1]", "line 1 of"), ("{", "is not JSON"), ('{"prompt": "a"}', "has no text under prompt and answer")],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, told: str) -> None:
     path = tmp_path / "questions.jsonl"

@@ -198,7 +198,7 @@ def unwrap(
     bare, own = (model.model, model.tokenizer) if isinstance(model, Pretrained) else (model, None)
     if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
         raise LanguageModelError(
-            f"tokenizer= codes texts differently (fingerprint {tokenizer.digest}) from that of the model "
+            f"tokenizer= encodes texts differently (fingerprint {tokenizer.digest}) from that of the model "
             f"({own.digest}); leave it out"
         )
     tokenizer = tokenizer if own is None else own

@@ -132,7 +132,7 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more special
             index, reason = self._find_error(batch, error)
             raise LanguageModelError(
-                f"text {index} of {len(batch)}, {batch[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
+                f"text {index} of {len(batch)}, {batch[index]!r:.60}, cannot be encoded: {reason}; mend or leave it out"
             ) from error
         # The text of a chat template already begins with bos.
         twice = [self.bos, self.bos] if special and self.bos is not None else None

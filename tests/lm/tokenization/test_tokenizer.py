@@ -170,7 +170,7 @@ def test_settings_survive_a_round_trip(tmp_path: Path, told: dict[str, Any]) -> 
 )
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_coded_is_named(text: Any, reason: str) -> None:
-    with pytest.raises(LanguageModelError, match=f"text 1 of 3, .*cannot be coded: .*{reason}"):
+    with pytest.raises(LanguageModelError, match=f"text 1 of 3, .*cannot be encoded: .*{reason}"):
         byte_tokenizer().encode(["fine", text, "fine"])
 
 
@@ -206,7 +206,7 @@ def test_an_unknown_word_is_named() -> None:
     tk = pytest.importorskip("tokenizers")
     core = tk.Tokenizer(tk.models.WordLevel({"a": 0, "</s>": 1}))
     core.pre_tokenizer = tk.pre_tokenizers.Whitespace()
-    with pytest.raises(LanguageModelError, match="text 0 of 1, 'a b', cannot be coded"):
+    with pytest.raises(LanguageModelError, match="text 0 of 1, 'a b', cannot be encoded"):
         Tokenizer(core, eos=1).encode(["a b"])
 
 
