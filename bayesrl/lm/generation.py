@@ -182,6 +182,7 @@ def generate_and_score(
         return token, (*chosen, next_token_kl(log_q, log_prior))
 
     def goes_on(carry: tuple[Any, ...]) -> Array:
+        # Given texts are read to the last step: what stands behind an end must be padding for them to be possible.
         return (carry[0] < steps) & (~carry[2].all() | is_given)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -187,6 +187,7 @@ def _draw_batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
     """Choose the prompts of each draw, [num, size]; the choice does not depend on the number of draws."""
     if size == count:
         return np.broadcast_to(np.arange(count, dtype=np.int32), (num, count))
+    # NumPy chooses, because JAX would compile a program for each number of draws.
     seed = np.asarray(key_data(key)).astype(np.uint32).reshape(-1).tolist()
     chosen = [np.random.default_rng([*seed, draw]).choice(count, size, replace=False) for draw in range(num)]
     return np.asarray(chosen, np.int32).reshape(num, size)

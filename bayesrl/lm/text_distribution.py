@@ -329,6 +329,8 @@ def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float
         fine &= logits >= ordered[..., top_k - 1, None]
         ordered = jnp.where(jnp.arange(logits.shape[-1]) < top_k, ordered, -jnp.inf)
     if top_p < 1:
+        # A token stays while the likelier ones together have less than top_p, so that the likeliest always does. After
+        # top_k, shares are of what it has left, as in transformers.
         shares = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(shares, axis=-1) - shares
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)

@@ -14,7 +14,7 @@ ADDED = "added_tokens.json"
 TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 GENERATION, CONFIG = "generation_config.json", "config.json"
 CHECKPOINT_FILES = (
-    *(CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, TEMPLATE, OLD_TEMPLATE),
+    *(CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, ADDED, TEMPLATE, OLD_TEMPLATE),
     f"{MORE_TEMPLATES}/*.jinja",
 )
 """What a checkpoint has beside its weights."""

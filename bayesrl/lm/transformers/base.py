@@ -52,6 +52,13 @@ class Config(abc.ABC):
                         f"a {self.model_type} model has {field.name}={format_value(value)}, which only "
                         f"{', '.join(known_to)} models have; leave it out, or set model_type to one of these"
                     )
+            if field.name in ("windowed", "unturned") and any(layer >= self.depth for layer in value):
+                raise LanguageModelError(
+                    f"a {self.model_type} model has {field.name}={value} and depth={self.depth}; name layers from 0 to "
+                    f"{self.depth - 1}"
+                )
+        if getattr(self, "windowed", ()) and getattr(self, "window", 0) == 0:
+            raise LanguageModelError(f"a {self.model_type} model has layers with a window and window=0; use at least 1")
         find_activation(self.activation)
 
     def check_heads(self) -> None:

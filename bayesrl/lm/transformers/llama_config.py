@@ -177,8 +177,6 @@ class LlamaConfig(DecoderConfig):
                 f"a {self.model_type} model has experts={self.experts} and chosen={self.chosen}; choose at least one "
                 "of them, and no more than there are"
             )
-        if self.windowed and self.window == 0:
-            raise LanguageModelError(f"a {self.model_type} model has layers with a window and window=0; use at least 1")
 
     @property
     def traits(self) -> DecoderTraits:

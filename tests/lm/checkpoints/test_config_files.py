@@ -138,6 +138,11 @@ def test_an_option_without_effect_is_accepted(family: str) -> None:
             "a llama model has logit_cap=30.0, which only gemma2, gemma3_text models have; leave it out, or",
         ),
         ({"experts": 4, "chosen": 2}, "a llama model has experts=4, which only mixtral models have"),
+        (
+            {"model_type": "mistral", "window": 4, "windowed": (0, 1)},
+            r"windowed=\(0, 1\) and depth=1; name layers from 0",
+        ),
+        ({"model_type": "mistral", "windowed": (0,)}, "layers with a window and window=0"),
         ({"model_type": "gpt_neox", "window": 4}, "a gpt_neox model has window=4"),
         ({"model_type": "mixtral", "experts": 4}, "experts=4 and chosen=0; choose at least one"),
         ({"model_type": "gpt_neox", "kv_heads": 1}, "heads=2 and kv_heads=1; the two must be equal"),

@@ -117,6 +117,7 @@ def _attend_one(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) * scale
     scores = soft_cap((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
+    # Half the lowest number: the softmax subtracts the largest score, which must stay finite where nothing is visible.
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min / 2), axis=0)
     return (weights[..., None] * values[:, :, None].astype(wide)).sum(0).astype(query.dtype).reshape(1, -1)
 

@@ -213,6 +213,7 @@ class RMSNorm(eqx.Module):
         """Normalize the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scaled = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.epsilon)
+        # Gemma multiplies before it rounds to the dtype of x, Llama after: each as its checkpoints were trained.
         if self.offset:
             return (scaled * (self.offset + self.weight.astype(wide.dtype))).astype(x.dtype)
         return self.weight * scaled.astype(x.dtype)
