@@ -177,8 +177,6 @@ def declare_parameters[Model: Transformer](model: Model) -> Model:
 
 def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
     """Refuse a model whose shape or tokenizer differs from the reference's."""
-    if not isinstance(start, Pretrained):
-        raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
     if (
         start.tokenizer is not None
         and policy.tokenizer is not None

@@ -159,8 +159,8 @@ def classifier(
         >>> good.label
         1
     """
-    model = pretrained.model if isinstance(pretrained, Pretrained) else pretrained
-    if not isinstance(pretrained, Pretrained) or not isinstance(model, BertClassifier):
+    model = pretrained.model
+    if not isinstance(model, BertClassifier):
         raise LanguageModelError(
             f"classifier got a {type(model).__name__}; pass what load_pretrained gave for a classifier of BERT"
         )

@@ -163,12 +163,9 @@ class BertConfig(Config):
         refuse(json, "is_decoder", False)
         json = with_defaults(json, ENCODER_FAMILIES)
         family, labels = json["model_type"], _labels(json)
-        names = _DISTIL if family == "distilbert" else COMMON_NAMES
-        own = read_fields(json, names)
+        own = read_fields(json, _NAMES[family])
         if family == "modernbert":
             own |= _modern(json, own["depth"])
-        else:
-            own["epsilon"] = required(json, "layer_norm_eps") if family != "distilbert" else 1e-12
         if ENCODER_FAMILIES[family].padded:
             own["pad"] = required(json, "pad_token_id")
             own["max_length"] = own["max_length"] - own["pad"] - 1
@@ -189,8 +186,7 @@ class BertConfig(Config):
             "label2id": {name: index for index, name in enumerate(self.labels)},
             "problem_type": self.problem,
         }
-        names = _DISTIL if self.model_type == "distilbert" else COMMON_NAMES
-        settings |= {key: getattr(self, name) for name, key in names.items()}
+        settings |= {key: getattr(self, name) for name, key in _NAMES[self.model_type].items()}
         settings["max_position_embeddings"] = self.max_length + self.first_position
         if self.traits.padded:
             settings["pad_token_id"] = self.pad
@@ -198,7 +194,6 @@ class BertConfig(Config):
             settings["type_vocab_size"] = self.token_types
         if self.rope is not None and self.local_rope is not None:
             settings["hidden_activation"] = settings.pop("hidden_act")
-            settings |= {key: getattr(self, name) for name, key in _MODERN.items()}
             settings |= {
                 "local_attention": 2 * (self.window - 1),
                 "layer_types": layer_types(self.windowed, self.depth),
@@ -211,26 +206,23 @@ class BertConfig(Config):
                 "global_rope_theta": self.rope.theta,
                 "local_rope_theta": self.local_rope.theta,
             }
-        elif self.model_type != "distilbert":
-            settings["layer_norm_eps"] = self.epsilon
         return settings
 
 
-_DISTIL = {
-    **COMMON_NAMES,
-    "width": "dim",
-    "depth": "n_layers",
-    "heads": "n_heads",
-    "inner": "hidden_dim",
-    "activation": "activation",
-}
-_MODERN = {
-    "epsilon": "norm_eps",
-    "norm_bias": "norm_bias",
-    "attention_bias": "attention_bias",
-    "feeding_bias": "mlp_bias",
-    "pool_bias": "classifier_bias",
-}
+_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        **{family: {**COMMON_NAMES, "epsilon": "layer_norm_eps"} for family in ("bert", "roberta", "xlm-roberta")},
+        "distilbert": {
+            **COMMON_NAMES, "width": "dim", "depth": "n_layers", "heads": "n_heads", "inner": "hidden_dim",
+            "activation": "activation",
+        },
+        "modernbert": {
+            **COMMON_NAMES, "epsilon": "norm_eps", "norm_bias": "norm_bias", "attention_bias": "attention_bias",
+            "feeding_bias": "mlp_bias", "pool_bias": "classifier_bias",
+        },
+    }
+)  # fmt: skip
+"""By family: the names of settings in config.json, by field."""
 
 
 def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -256,8 +248,6 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
         kinds = layer_types([layer for layer in range(depth) if layer % int(period)], depth)
     refuse(json, "classifier_pooling", "cls", "mean")
     return {
-        **{name: bool(json.get(key)) for name, key in _MODERN.items() if name != "epsilon"},
-        "epsilon": required(json, "norm_eps"),
         "rope": ropes[0],
         "local_rope": ropes[1],
         "window": near // 2 + 1,

@@ -84,6 +84,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
             "num_attention_heads": 12, "hidden_act": "gelu", "max_position_embeddings": 8192,
             "initializer_range": 0.02, "norm_eps": 1e-5, "norm_bias": False, "local_attention": 128,
+            "attention_bias": False, "mlp_bias": False,
             "classifier_pooling": "cls", "classifier_bias": False, "classifier_activation": "gelu",
             "global_attn_every_n_layers": 3,
         },
