@@ -122,9 +122,9 @@ def test_conversations_that_cannot_be_written() -> None:
     for template, message in (
         ("{{ raise_exception('no system here') }}", "refuses the conversation: no system here"),
         ("{% for m in messages %}", "cannot be read: .*in line 1"),
-        ("{{ messages[0].content.nowhere.at.all }}", "cannot write a conversation of 1 messages: UndefinedError"),
-        ("{{ ''.__class__.__mro__ }}", "cannot write a conversation of 1 messages: SecurityError"),
-        ("{{ messages.append(1) }}", "cannot write a conversation of 1 messages: SecurityError"),
+        ("{{ messages[0].content.nowhere.at.all }}", "cannot write a conversation of 1 message: UndefinedError"),
+        ("{{ ''.__class__.__mro__ }}", "cannot write a conversation of 1 message: SecurityError"),
+        ("{{ messages.append(1) }}", "cannot write a conversation of 1 message: SecurityError"),
     ):
         with pytest.raises(LanguageModelError, match=message):
             lm.encode_prompts([[USER]], Tokenizer(words("first").core, eos=1, config={"chat_template": template}))
