@@ -10,14 +10,9 @@ from bayesrl.posterior.posterior import Posterior
 
 
 def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:
-    """Return the best restart of each β, or the selected mixture, on all data or on other data.
+    """Return the best restart of each β, or the selected mixture, on all data or on other arguments.
 
     The result keeps its draws only if the programs did not change.
-
-    Args:
-        posterior: posterior with its programs.
-        *new_args: other arguments for the program, instead of the fitted ones.
-        what: how an error refers to the posterior.
 
     Raises:
         PolicyError: the posterior was loaded without its policy.

@@ -203,13 +203,7 @@ def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, nu
 
 
 def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float | None:
-    """Find the β of the greatest gold, if at a smaller β gold is lower and the reward higher, beyond error.
-
-    Args:
-        beta: ascending, [beta].
-        gold: in its own units, [beta].
-        reward: E[R], reward units, [beta].
-    """
+    """Find the β (ascending) of the greatest gold, if at a smaller β gold is lower and E[R] higher, beyond error."""
     top, num = int(np.argmax(gold.mean)), len(beta)
     z = float(ndtri(1 - _FALSE_ALARM / (num * (num - 1))))
     # Bonferroni over both tests of every pair of β, as the place of the maximum is not fixed beforehand.
@@ -234,18 +228,12 @@ class _Broken(NamedTuple):
 
 
 def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> tuple[Check, ...]:
-    """Ask of each pair and triple of neighbours whether optima could look like this.
+    """Ask of each pair and triple of neighbours, in ascending order, whether optima could look like this.
 
     A check's value is how far the worst neighbours break it, below 0 if none do, in reward units
     (nats for KL). It passes within error: z·se, with z such that a true frontier fails any
     check with probability 1% at most (Bonferroni), plus 0.1% of the range of the sweep, which no
     finite fit escapes. Up to 1% of the range is a warning, beyond that a failure.
-
-    Args:
-        beta: ascending, reward units per nat, [beta].
-        objective: J of the fits, reward units, [beta].
-        reward: E[R], reward units, [beta].
-        kl: KL(q‖π₀), nats, [beta].
     """
     sweep = _Sweep(beta, objective, reward, kl)
     num = len(beta)

@@ -61,13 +61,7 @@ class ProgramStage:
 
 
 def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray, structure: Structure) -> ProgramStage:
-    """Arrange scores of states × assignments as a stage, with `following` still None.
-
-    Args:
-        axes: the grid of assignments.
-        scores: scores by row; assignments run fastest.
-        reached: whether each state can be reached, [states, contexts].
-        structure: structure of the policy, for names in errors.
+    """Arrange scores of states × assignments, which run fastest, as a stage with `following` still None.
 
     Raises:
         PolicyError: in a state that the prior can reach, a reward is NaN or +inf, or a density is NaN.
@@ -158,14 +152,9 @@ class Solution:
 
 
 def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:
-    """Solve the stages from last to first.
+    """Solve the stages from last to first; without rewards value/β = log p(y).
 
     V = β·log Σ_a π₀(a|I)·exp(E[V′|I, a]/β) at actions, expectations at nature's draws.
-
-    Args:
-        stages: the stages of the program.
-        beta: temperature, reward units per nat.
-        rewarded: False ignores rewards, so that value/β = log p(y).
     """
     joint: list[np.ndarray] = []
     value = np.zeros((1, stages[0].reward.shape[-1]))
@@ -272,12 +261,7 @@ def sample_rows(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Draw states and assignments of every stage, each [draws, contexts]; the draws are exact and independent.
 
-    Args:
-        stages: the stages of the program.
-        joint: log-probabilities of the assignments in each stage, [states, assignments, contexts].
-        rng: source of randomness.
-        num_draws: number of draws.
-        alike: draw for the first context only, and use that draw in all contexts.
+    If `alike`, all contexts take the draw of the first.
     """
     contexts = stages[0].reward.shape[-1]
     state = np.zeros((num_draws, contexts), int)

@@ -158,16 +158,7 @@ def _assemble(axes: Sequence[Axis], joint: Sequence[Any], xp: Any) -> dict[str, 
 
 
 def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the site values of draws in which each context has its own assignment.
-
-    Args:
-        axes: axes of the grid.
-        joint: joint value of each axis, [draws, contexts].
-        context_shape: sizes of the context plates.
-
-    Returns:
-        {site: [draws, *site shape]}.
-    """
+    """Return site values [draws, *site shape]; each context has its own joint values of the axes, [draws, contexts]."""
     parts: dict[str, list[tuple[Axis, Any]]] = {}
     for axis, digit in zip(axes, joint, strict=True):
         values = axis.elements(digit, np).reshape(-1, *context_shape, *axis.cell, *axis.event)
@@ -235,14 +226,7 @@ def score_trace(trace: Trace, structure: Structure, names: Sequence[str]) -> Sit
 
 
 def metric_by_context(values: Any, site: Site, structure: Structure, lead: int = 0) -> Any | None:
-    """Average a metric over all but the context axes, [*lead, *contexts]; None if it mixes contexts.
-
-    Args:
-        values: values of a deterministic site, of JAX or NumPy, after `lead` axes of draws.
-        site: the site.
-        structure: structure of its program.
-        lead: number of leading axes to keep.
-    """
+    """Average a metric of a site over all but context axes, [*lead, *contexts]; None if it mixes contexts."""
     shape, ndim = structure.context_shape, values.ndim - lead
     if structure.num_contexts == 1:
         return values.mean(tuple(range(lead, values.ndim))).reshape(*values.shape[:lead], *shape)

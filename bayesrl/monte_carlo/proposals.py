@@ -13,14 +13,7 @@ _ROUNDING = 1e-6
 
 
 def refuse_bad_rewards(rewards: dict[str, np.ndarray]) -> None:
-    """Refuse rewards that cannot form a weight.
-
-    Args:
-        rewards: rewards by site, [draws, ...].
-
-    Raises:
-        PolicyError: a reward is nan or inf; the message names its site.
-    """
+    """Refuse rewards by site, [draws, ...], that cannot form a weight; the message names the site."""
     for name, value in rewards.items():
         bad = (np.isnan(value) | (value == np.inf)).reshape(len(value), -1).any(-1)
         if bad.any():

@@ -29,11 +29,6 @@ def reward_bounds(policy: Program, structure: Structure, args: tuple[Any, ...]) 
     operations, rounding included. The bounds hold for every reward that is not nan; they need not be
     attained.
 
-    Args:
-        policy: the program with its parameters frozen.
-        structure: structure of the program with these arguments.
-        args: arguments of the program.
-
     Returns:
         Lower and upper bounds, each [*contexts], reward units; −inf and inf if none can be proven.
 

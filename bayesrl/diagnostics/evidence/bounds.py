@@ -129,17 +129,7 @@ def evidence(
 
 @trace_cache()
 def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: int = MAX_COUNT) -> Evidence:
-    """Evaluate a fit without a search for its optimum: exactly if it can be enumerated, else J alone, from draws.
-
-    Args:
-        key: consumed whole.
-        posterior: posterior with its programs.
-        *new_args: other arguments for the program, such as held-out data.
-        max_count: largest number of assignments to enumerate.
-
-    Returns:
-        `Evidence` with metrics, [*beta].
-    """
+    """Evaluate a fit without a search for its optimum: exactly if it can be enumerated, else J alone, from draws."""
     fit = full_data_fit(posterior, *new_args)
     structure, betas = fit._programs_for().structure, _by_beta(fit)
     own_key, metrics_key = split_keys(key)
@@ -154,12 +144,7 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
 
 
 def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
-    """Estimate the deterministic sites of a fit with nothing left to select, [*beta]; empty if it has none.
-
-    Args:
-        key: consumed whole.
-        posterior: as `full_data_fit` returns it.
-    """
+    """Estimate the deterministic sites of a fit with nothing left to select, [*beta]; empty if it has none."""
     structure = posterior._programs_for().structure
     if not structure.names("metric"):
         return {}

@@ -33,17 +33,7 @@ def bracket_by_enumeration(
     max_count: int,
     num_samples: int,
 ) -> Evidence:
-    """Bracket one fit whose target was enumerated.
-
-    Args:
-        key: consumed whole if the fit is too large to evaluate exactly, so that draws are needed.
-        programs: programs on all data; the policy has nothing to train.
-        params: parameters of the one fit.
-        beta: reward units per nat; None without rewards.
-        target: p* at this temperature.
-        max_count: largest number of assignments to visit.
-        num_samples: greatest number of draws.
-    """
+    """Bracket one fit whose p* at this temperature is `target`: exactly, or from draws if it is too large for that."""
     try:
         evaluation = evaluate_exactly(programs, params, beta, max_count)
     except EngineError:

@@ -42,13 +42,9 @@ type Values = dict[str, Array]
 
 
 class FixedNature(Messenger):
-    """Run a program with nature's noise fixed: her draws become functions of the actions.
+    """Run a program with nature's noise, the key, fixed: her draws become functions of the actions.
 
-    Args:
-        policy: the program.
-        key: nature's noise; every draw of nature comes from it.
-        structure: structure of the policy.
-        values: values of nature's draws, for the martingale to subtract from the reward.
+    The reward loses the martingale of the values of her draws, if these are given.
     """
 
     def __init__(self, policy: Program, key: PRNGKey, structure: Structure, values: Values | None = None) -> None:
@@ -112,12 +108,6 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
     """Estimate from the fit's own draws what it earns after each draw of nature: means by step and value.
 
     The bound is valid for any numbers; good ones make it tight.
-
-    Args:
-        key: consumed whole.
-        programs: programs on all data.
-        params: parameters of the one fit.
-        beta: reward units per nat.
     """
     structure = programs.structure
     contexts = {frame.name for frame in structure.contexts}
@@ -198,14 +188,6 @@ def bracket_by_hindsight(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, num_samples: int, max_count: int
 ) -> Evidence:
     """Bracket the optimum of control: from below by what the fit earns, from above by hindsight.
-
-    Args:
-        key: consumed whole.
-        programs: programs on all data.
-        params: parameters of the one fit.
-        beta: reward units per nat.
-        num_samples: greatest number of draws; fewer if they settle J to a hundredth of the gain so far.
-        max_count: largest number of assignments to visit with nature fixed.
 
     Raises:
         EngineError: there are no rewards, so no control.

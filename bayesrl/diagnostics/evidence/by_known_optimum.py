@@ -49,13 +49,6 @@ def bracket_by_known_optimum(
 
     This needs no density ratio, so it also covers discounted rollouts and environments that are not programs.
 
-    Args:
-        key: consumed whole.
-        one: fit at one temperature.
-        beta: reward units per nat.
-        optimum: returns J* per context, reward units.
-        num_samples: number of draws of each.
-
     Raises:
         EngineError: the optimum is not a finite number, or the fit is clearly better than it.
     """
@@ -97,16 +90,7 @@ def estimate_evidence(
     caveat: str,
     optimum: KnownOptimum | None = None,
 ) -> Evidence:
-    """Estimate J, E[R], KL(q‖π₀) and J(π₀) of one fit, without its optimum.
-
-    Args:
-        key: consumed whole.
-        one: fit at one temperature.
-        beta: reward units per nat.
-        num_samples: number of draws of the fit, and of the prior.
-        caveat: why the optimum is unknown.
-        optimum: may evaluate the fit and the prior exactly.
-    """
+    """Estimate J, E[R], KL(q‖π₀) and J(π₀) of one fit, but not its optimum; `optimum` may know them exactly."""
     programs = one._programs_for()
     scale = 1.0 if beta is None else beta
     num = num_samples if programs.episodes is None else _NUM_EPISODES

@@ -21,11 +21,6 @@ _MAX_RHAT = 1.05
 def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Numbers]:
     """Draw from p* by NUTS, {site: [chain, draw, ...]}.
 
-    Args:
-        key: consumed whole.
-        programs: programs whose action sites are all continuous.
-        beta: reward units per nat; None without rewards.
-
     Raises:
         EngineError: an action site is discrete.
 
@@ -54,16 +49,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 def bracket_by_nuts(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: TemperedSample
 ) -> Evidence:
-    """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
-
-    Args:
-        key: consumed whole.
-        programs: programs on all data.
-        params: parameters of the one fit.
-        beta: reward units per nat; None without rewards.
-        found: the bracket from draws of fit and prior.
-        sampled: those draws.
-    """
+    """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws."""
     from arviz_stats.base.array import array_stats
 
     sites = nuts_draws(key, programs, beta)

@@ -28,15 +28,7 @@ def bracket_by_sampling(
     num_samples: int,
     bounds: Bounds,
 ) -> tuple[Evidence, TemperedSample]:
-    """Bracket one fit from its draws and those of the prior.
-
-    Args:
-        programs: programs on all data.
-        beta: reward units per nat; None without rewards.
-        draw: returns a given number of draws.
-        num_samples: greatest number of draws; fewer if they settle the gap well enough.
-        bounds: bounds on what a draw can earn.
-    """
+    """Bracket one fit from its draws and those of the prior: fewer than `num_samples` if they settle the gap."""
     structure = programs.structure
 
     def find(num: int) -> tuple[Evidence, TemperedSample]:
@@ -52,13 +44,7 @@ def bracket_by_sampling(
 
 
 def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_samples: int) -> T:
-    """Quadruple the number of draws until the answer is precise enough.
-
-    Args:
-        find: returns the answer from a number of draws.
-        is_known: whether an answer is precise enough.
-        num_samples: greatest number of draws.
-    """
+    """Quadruple the number of draws until the answer is precise enough."""
     num = min(_FIRST_DRAWS, num_samples)
     found = find(num)
     while num < num_samples and not is_known(found):
@@ -73,13 +59,7 @@ def most_draws(num_samples: int, structure: Structure) -> int:
 
 
 def find_bounds(programs: Programs, beta: float | None, reward_bound: float | None) -> Bounds:
-    """Return the greatest reward and likelihood that a draw can have, proven or given; inf without a bound.
-
-    Args:
-        programs: programs on all data.
-        beta: reward units per nat; None without rewards.
-        reward_bound: greatest total reward of a context, if given.
-    """
+    """Return the greatest reward and likelihood that a draw can have, proven or given; inf without a bound."""
     structure = programs.structure
     contexts = max(math.prod(structure.context_shape), 1)
     discrete = all(_is_discrete(programs, name) for name in structure.names("observed"))

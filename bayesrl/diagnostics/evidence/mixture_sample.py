@@ -47,14 +47,7 @@ class MixtureSample(NamedTuple):
 
 
 def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> MixtureSample:
-    """Draw from the fit and from the prior, and score every draw under both.
-
-    Args:
-        key: consumed whole.
-        programs: programs on all data; see `full_data_fit`.
-        params: unconstrained parameters of the guide, for one fit.
-        num_samples: total number of draws.
-    """
+    """Draw from the fit and from the prior, and score every draw under both."""
     half = num_samples // 2
     fit_key, prior_key = split_keys(key)
     fit = draw_fit(fit_key, programs, params, half)
@@ -79,13 +72,7 @@ def _score_both(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draw
 
 
 def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples: int) -> MixtureSample:
-    """Draw from a mixture of restarts and from the prior, and score every draw under both.
-
-    Args:
-        key: consumed whole.
-        posterior: a posterior on all data, at one β, with a mixture selected.
-        num_samples: total number of draws.
-    """
+    """Draw from a mixture of restarts and from the prior, and score every draw under both."""
     programs, half = posterior._programs_for(), num_samples // 2
     fit_key, prior_key = split_keys(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
@@ -96,14 +83,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
 
 
 def target_log_weights(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
-    """Return w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
-
-    Args:
-        programs: programs on all data.
-        params: parameters of one fit.
-        sites: values of the latent sites, [draws, ...].
-        beta: reward units per nat; None without rewards.
-    """
+    """Return w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats."""
     w = np.asarray(score_draws(programs, params, sites).log_weight(1.0 if beta is None else beta), float)
     return w.reshape(len(w), -1)
 
