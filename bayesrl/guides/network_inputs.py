@@ -26,8 +26,8 @@ class VisibleState:
     Attributes:
         sites: values of sites, with their distributions; those of earlier scans are stacked over time.
         carry: leaves of the carry at the start of the step.
-        prior: the distribution of the site to tilt.
-        moments: centre and scale of the inputs without a finite range, by name.
+        prior: of the site to tilt.
+        moments: of the inputs without a finite range, by name.
     """
 
     sites: dict[str, tuple[Array, Any]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class GuideInput:
 
     @property
     def num_features(self) -> int:
-        """Number of features that `features` returns."""
+        """Length of `features`."""
         return self.width * len(self.range or ()) if self._one_hot else self.width
 
     @property

@@ -18,15 +18,7 @@ type Tilt = Literal["auto", "table", "network", "constant"]
 
 @dataclass(frozen=True, eq=False)
 class TableSpec:
-    """A table of shape [T?, *full plate sizes, *ranges of the sources, outputs].
-
-    Attributes:
-        timed: whether it has a time axis.
-        frames: the plates with an axis in the table, ascending by axis.
-        sources: the inputs that index it.
-        num_outputs: components of the tilt.
-        length: steps of the scan.
-    """
+    """A table of shape [T?, *full plate sizes, *ranges of the sources, outputs], with its plates ascending by axis."""
 
     timed: bool
     frames: tuple[Frame, ...]
@@ -48,18 +40,9 @@ class TableSpec:
 
 @dataclass(frozen=True, eq=False)
 class SiteSpec:
-    """The parts of one action site's tilt.
+    """The parts of one action site's tilt: a table, a network that reads time, `sources` and a `summary`, or both.
 
-    Attributes:
-        site: the `Site`.
-        dims: axes of its plates.
-        table: its table, or None.
-        sources: the inputs of its network, besides time and summary.
-        network: whether it has a network.
-        num_features: length of the network's input.
-        num_outputs: components of the tilt.
-        summary: name of the recurrent summary that the network reads, or None.
-        cut: whether the table of all finite inputs did not fit.
+    `cut` says that the table of all finite inputs did not fit.
     """
 
     site: Site
@@ -86,13 +69,7 @@ class SummarySpec:
 
 @dataclass(frozen=True, eq=False)
 class Parameterization:
-    """The plans of all action sites and of all summaries, by name.
-
-    Attributes:
-        sites: plans of the action sites.
-        summaries: plans of the recurrent summaries.
-        reaches: the range of each site's draws under the prior.
-    """
+    """The plans of all action sites and of all summaries, and the ranges of the prior's draws, by name."""
 
     sites: dict[str, SiteSpec]
     summaries: dict[str, SummarySpec]
@@ -132,11 +109,7 @@ def choose_parameterization(
 
 
 def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
-    """Whether the past of a scan matters beyond its carry.
-
-    It does if something is scored after the scan, or if nature hides something, because the past is
-    then evidence about it.
-    """
+    """Whether the past of a scan matters beyond its carry: something is scored later, or nature hides something."""
     if site.scan is None or site.length == 1 or recurrent is False:
         return False
     if recurrent is True:

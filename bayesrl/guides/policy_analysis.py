@@ -28,15 +28,8 @@ _MAX_INITIAL = 64
 class SiteInfo(NamedTuple):
     """The facts of a latent site that tilts depend on; shapes are of one time step.
 
-    Attributes:
-        name: of the site.
-        frames: names of its plates.
-        dims: axes of its plates.
-        event_ndim: number of event axes.
-        width: components per plate element of one value.
-        tilt: components per plate element of its tilt, 0 for nature.
-        description: components per plate element that describe its prior, 0 if nothing describes it.
-        support: values of its finite support, or None.
+    `width`, `tilt` and `description` count the components per plate element of its value, of its tilt (0 for nature)
+    and of what describes its prior (0 if nothing does).
     """
 
     name: str
@@ -56,8 +49,6 @@ class CarryLeafInfo(NamedTuple):
         source: the site of the same step, or the leaf of the previous step, that it copies.
         range: all values that it can take, or None.
         reached: names of the latent sites that it depends on.
-        shape: its shape.
-        numeric: whether it holds numbers.
     """
 
     source: str | int | None
@@ -76,12 +67,7 @@ class PriorMoments(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyAnalysis:
-    """All facts of a policy.
-
-    Attributes:
-        sites: facts of the latent sites.
-        carries: facts of the leaves of the carries, by scan.
-    """
+    """The facts of the latent sites, by name, and of the leaves of the carries, by scan."""
 
     sites: dict[str, SiteInfo]
     carries: list[list[CarryLeafInfo]]

@@ -29,12 +29,9 @@ MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
 class GradientPlan:
     """Names of the sites by gradient estimator.
 
-    Attributes:
-        pathwise: reparameterised action sites.
-        score: score-function action sites.
-        nature: environment sites that need a score term because pathwise actions move them.
-        enumerated: action sites with an exact expectation; the last ones of the program.
-        num_particles: draws of the sites before the enumerated ones.
+    The enumerated action sites, which have an exact expectation, are the last ones of the program; `num_particles`
+    counts the draws of those before. `nature` are environment sites that need a score term because pathwise actions
+    move them.
     """
 
     pathwise: tuple[str, ...]

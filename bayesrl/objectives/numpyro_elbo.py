@@ -11,7 +11,6 @@ from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient, tilt
 from bayesrl.core.programs import Programs
-from bayesrl.core.trace import TraceSite
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.objectives.gradient_plan import discontinuous_sites, refuse_jumps
@@ -50,22 +49,7 @@ class NumPyroELBO(Objective):
                 "use ReverseKL(enumerated=...)"
             )
         guide = programs.trace_guide(params).sites
-        self._refuse_nature(programs, guide)
-        able = []
-        for site in programs.structure.actions:
-            if guide[site].fn.has_rsample:
-                able.append(site)
-            elif not self.elbo.can_infer_discrete:
-                raise ObjectiveError(
-                    f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
-                    "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
-                )
-        refuse_jumps(discontinuous_sites(key, programs, guide, able) if able else set(), name, "ReverseKL()")
-        return self
-
-    def _refuse_nature(self, programs: Programs, guide: dict[str, TraceSite]) -> None:
-        """Refuse environment sites that do not cancel from the ELBO, or that block the gradient of earlier actions."""
-        name = type(self.elbo).__name__
+        # Nature must cancel from the ELBO, and must not block the gradient of earlier actions.
         for site in programs.structure.names("environment"):
             if site not in guide:
                 raise ObjectiveError(
@@ -81,6 +65,17 @@ class NumPyroELBO(Objective):
                     f"{name} has no gradient through environment site {site!r}, which may answer an action; "
                     "use ReverseKL() or TraceGraph_ELBO()"
                 )
+        able = []
+        for site in programs.structure.actions:
+            if guide[site].fn.has_rsample:
+                able.append(site)
+            elif not self.elbo.can_infer_discrete:
+                raise ObjectiveError(
+                    f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
+                    "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
+                )
+        refuse_jumps(discontinuous_sites(key, programs, guide, able) if able else set(), name, "ReverseKL()")
+        return self
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw for the history; the ELBO makes its own draws."""

@@ -131,10 +131,8 @@ def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, programs:
 
 
 def _stopped_log_q(params: Params, draws: Draws, programs: Programs) -> dict[str, Array]:
-    if (
-        draws.sites[programs.structure.actions[0]].ndim
-        == len(programs.structure[programs.structure.actions[0]].shape) + 2
-    ):
+    first = programs.structure.actions[0]
+    if draws.sites[first].ndim == len(programs.structure[first].shape) + 2:  # [particles, branches, ...]
         return jax.vmap(lambda branch: programs.log_q(stop_gradient(params), branch))(draws)
     return programs.log_q(stop_gradient(params), draws)
 

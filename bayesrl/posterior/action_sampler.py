@@ -19,12 +19,7 @@ _MOST_KEPT = 64
 
 
 class ActionSampler:
-    """A fitted policy, fixed as it was when it first acted.
-
-    Args:
-        programs: policy and guide.
-        params: unconstrained parameters of the guide, of one fit.
-    """
+    """The policy of one fit, fixed as it was when it first acted."""
 
     def __init__(self, programs: Programs, params: Params) -> None:
         self.programs, self.params = programs, params

@@ -51,12 +51,7 @@ _DRAWS, _LEAST, _NUMBERS = 2**14, 2**8, 2**23
 
 
 def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) -> np.ndarray:
-    """Compute log p(y) of the observed sites of a finite program with rewards, [contexts], nats.
-
-    Args:
-        policy: the program, over all of its data.
-        args: arguments of the program.
-        max_count: as for `enumerate_posterior`.
+    """Compute log p(y) of the observed sites of a finite program with rewards, over all of its data, [contexts], nats.
 
     Raises:
         EngineError: as `enumerate_posterior`.

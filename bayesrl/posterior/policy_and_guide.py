@@ -27,13 +27,9 @@ NUM_CHECKED, LEAST_CHECKED = 64, 8
 
 
 class Bound(NamedTuple):
-    """A policy and a guide that belong together.
+    """A policy and a guide that belong together, with all parameters that are trained, unconstrained.
 
-    Attributes:
-        programs: both, with their arguments.
-        params: the parameters that the guide declares, and the policy's if it is trained, unconstrained.
-        family: the family that built the guide; None if it was written by hand.
-        betas: (), or [number of β]; 1 without rewards.
+    `family` built the guide, and is None if it was written by hand; `betas` are () or [number of β], 1 without rewards.
     """
 
     programs: Programs
@@ -140,12 +136,6 @@ def declared_by(
 def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand: bool) -> tuple[Draws, Totals]:
     """Draw from the guide, and refuse programs whose draws show that they do not fit together.
 
-    Args:
-        key: of the fit.
-        programs: policy and guide.
-        params: unconstrained parameters of the guide.
-        by_hand: whether the guide was written by hand.
-
     Raises:
         PolicyError, GuideError: naming the site, the value and the remedy.
     """
@@ -161,11 +151,7 @@ def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand:
 
 
 def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
-    """Refuse a hand-written guide for a site whose prior often draws at the edge of single precision.
-
-    Raises:
-        GuideError: naming the site, and how many draws of the prior lie at the edge.
-    """
+    """Refuse a hand-written guide for a site whose prior often draws at the edge of single precision."""
     for name, edge in edges_of(key, programs.policy, programs.structure, programs.args).items():
         raise GuideError(
             f"{edge.num} of {NUM_DRAWS} draws of the prior of site {name!r} lie at the edge of what single precision "
@@ -183,14 +169,7 @@ def bind_params(
     *,
     unconstrained: bool,
 ) -> Params:
-    """Check parameters that were trained elsewhere, and return them unconstrained, as the programs take them.
-
-    Args:
-        whose: "guide" or "policy", for messages.
-        declared: the parameters that it declares, unconstrained.
-        transforms: from unconstrained to constrained values, by name.
-        given: the trained parameters by name, constrained as declared, or unconstrained.
-        unconstrained: whether `given` is unconstrained.
+    """Check parameters that were trained elsewhere, and return them unconstrained, as `declared` are.
 
     Raises:
         GuideError: a parameter is missing, unknown, of the wrong shape, not finite, or outside its constraint.

@@ -50,15 +50,7 @@ def num_compound(name: str, fn: Any, shape_of: ShapeOf) -> int:
 
 
 def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: ShapeOf) -> Any:
-    """Tilt a compound.
-
-    Args:
-        fn: the compound.
-        theta: [*batch, num_compound]; zero leaves it as it is.
-        tilted: a function that tilts a part.
-        name: of the site, for errors.
-        shape_of: a function that returns the shape of a part's tilt.
-    """
+    """Tilt a compound by `theta`, [*batch, num_compound], whose zero leaves it as it is; `tilted` tilts a part."""
     batch = theta.shape[:-1]
     if isinstance(fn, _GATED):
         base = _tilted(fn.base_dist.expand(batch), theta[..., 1:], tilted, name, shape_of)

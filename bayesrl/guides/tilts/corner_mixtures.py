@@ -54,11 +54,7 @@ class AwayGamma(GammaParameters):
 
 
 def num_corner_parameters(fn: Any) -> int:
-    """Count the numbers in the tilt of one element's parts.
-
-    Args:
-        fn: Gamma, Beta or Dirichlet, censored or not.
-    """
+    """Count the numbers in the tilt of one element's parts, of a Gamma, Beta or Dirichlet, censored or not."""
     if isinstance(fn, (dist.Gamma, CensoredGamma)):
         return 6
     size = 2 if isinstance(fn, (dist.Beta, CensoredBeta)) else int(jnp.shape(fn.concentration)[-1])
@@ -67,11 +63,9 @@ def num_corner_parameters(fn: Any) -> int:
 
 
 def split_at_corners(fn: Any, theta: Array) -> Any:
-    """Split a distribution and tilt its parts: their weights, and each part's concentrations and rates.
+    """Split a censored Gamma, Beta or Dirichlet, and tilt its parts: their weights, concentrations and rates.
 
-    Args:
-        fn: a censored Gamma, Beta or Dirichlet distribution, [*batch].
-        theta: [*batch, num_corner_parameters]; zero leaves the whole as it is.
+    `theta` is [*batch, num_corner_parameters]; zero leaves the whole as it is.
     """
     if isinstance(fn, CensoredGamma):
         c, r = fn.concentration, fn.rate

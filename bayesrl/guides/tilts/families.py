@@ -88,13 +88,7 @@ def needs_prior_range(fn: Any) -> bool:
 
 
 def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRange | None = None) -> tuple[int, ...]:
-    """Return the shape of one element's tilt: the axes after the batch axes of a site.
-
-    Args:
-        name: of the site, for errors.
-        fn: its distribution.
-        support: values of its finite support, or None.
-        reach: of the site, for a rich tilt.
+    """Return the shape of one element's tilt: the axes after the batch axes of a site; `reach` is for a rich tilt.
 
     Raises:
         GuideError: no tilt is known for the distribution.
@@ -189,23 +183,12 @@ def _num_coordinates(name: str, core: Any) -> int:
 
 
 def _has_density(fn: Any) -> bool:
-    """Whether a transformed distribution has a density, by its transforms or by its own `log_prob`."""
     own = type(fn).log_prob is not dist.TransformedDistribution.log_prob
     return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
 
 
 def tilt_distribution(fn: Any, theta: Array, support: FiniteSupport | None, reach: PriorRange | None = None) -> Any:
-    """Tilt a distribution.
-
-    Args:
-        fn: the prior of a site.
-        theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
-        support: values of its finite support, or None.
-        reach: of the site, as for `tilt_shape`.
-
-    Returns:
-        A distribution of the same shape and support.
-    """
+    """Tilt a prior by `theta`, [*batch, *tilt_shape], whose zero leaves it as it is; shape and support stay."""
     inner, _ = _elementwise(fn)
     if is_compound(inner) or isinstance(inner, dist.VonMises) or is_discrete(fn):
         return _tilted_elements(fn, theta, support, _window(fn, support, reach))

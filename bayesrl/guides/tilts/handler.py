@@ -34,13 +34,8 @@ class TiltParams:
 class _Moment:
     """One time step of a scan, or everything outside scans.
 
-    Attributes:
-        plan: of the guide.
-        weights: of the guide.
-        view: the values that the agent can see now.
-        tables: of the sites in this step, [*plates, histories, outputs].
-        time: description of this step, [features].
-        states: of the summaries, [*plates, width].
+    The tables of its sites are [*plates, histories, outputs], the features of its time [features], and the states of
+    the summaries [*plates, width].
     """
 
     plan: Parameterization
@@ -119,15 +114,7 @@ def _look_up(table: Array, plan: TableSpec, view: VisibleState) -> Array:
 
 
 class TiltHandler(IntoScans):
-    """Replaces the distribution of each action site by a tilted one, inside scans too.
-
-    Args:
-        fn: the policy.
-        plan: the plans of all tilts.
-        weights: the trainable parameters.
-        moments: centre and scale of network inputs.
-        width: of the summaries.
-    """
+    """Replaces the distribution of each action site by a tilted one, inside scans too; `width` is of the summaries."""
 
     def __init__(
         self, fn: Program, plan: Parameterization, weights: TiltParams, moments: dict[str, PriorMoments], width: int
@@ -173,9 +160,14 @@ class TiltHandler(IntoScans):
         steps = scan_length(msg)
         names = [name for name, plan in self.plan.sites.items() if plan.site.scan == number]
         for name in names:
-            self._check_length(name, steps)
+            built = self.plan.sites[name].site.length
+            if built != steps:
+                raise GuideError(
+                    f"the scan of site {name!r} had {built} steps when the guide was built and has {steps} now; "
+                    "fit a guide for this length"
+                )
         tables = {name: self._table(name) for name in names if name in self.weights.tables}
-        timed = {name: table for name, table in tables.items() if self._is_timed(name)}
+        timed = {name: table for name, table in tables.items() if getattr(self.plan.sites[name].table, "timed", False)}
         fixed = {name: table for name, table in tables.items() if name not in timed}
         states = {
             name: jnp.zeros((*self._plate_shape(plan.frames), self.width))
@@ -193,18 +185,6 @@ class TiltHandler(IntoScans):
             return (new, moment.summarise()), y
 
         msg["args"] = (wrapped, (init, states), (xs, timed, time_features(steps)), length, *rest)
-
-    def _is_timed(self, name: str) -> bool:
-        table = self.plan.sites[name].table
-        return table is not None and table.timed
-
-    def _check_length(self, name: str, steps: int) -> None:
-        built = self.plan.sites[name].site.length
-        if built != steps:
-            raise GuideError(
-                f"the scan of site {name!r} had {built} steps when the guide was built and has {steps} now; "
-                "fit a guide for this length"
-            )
 
     def _table(self, name: str) -> Array:
         """Bring a table to [T?, *plates, histories, outputs], with the plates subsampled as in this run."""
