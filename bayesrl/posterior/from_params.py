@@ -15,7 +15,7 @@ from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import declared_params
+from bayesrl.core.programs import Programs, declared_params
 from bayesrl.core.unsupported import check_arguments, explain_errors
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.guides import AutoGuide
@@ -66,9 +66,7 @@ def posterior_at(
             | {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
             programs=bound.programs,
         )
-        # A guide of another policy starts at the prior of that one.
-        own_start = guide is not None and inspect.unwrap(guide, stop=lambda program: program is policy) is policy
-        return with_draws(fold_in(key, 6), bare, bound.params if own_start else None)
+        return with_draws(fold_in(key, 6), bare, bound.params)
 
 
 _TRAINED = "pass the guide that was trained: state.guide, posterior.programs.guide, or your own function"
@@ -121,6 +119,14 @@ def _with_trained_policy(
     }
 
 
+def _starts_at_prior(programs: Programs) -> bool:
+    """Whether the guide starts at the prior of this policy: a guide of another policy starts at that of the other."""
+    guide, policy = programs.guide, programs.policy
+    if guide is None or not getattr(guide, "starts_at_prior", False):
+        return False
+    return inspect.unwrap(guide, stop=lambda program: program is policy) is policy
+
+
 def with_draws(key: PRNGKey, posterior: Any, start: Params | None = None) -> Any:
     """Fill in the draws that a posterior carries: up to 1,000 per fit, fewer if they are large.
 
@@ -142,7 +148,7 @@ def with_draws(key: PRNGKey, posterior: Any, start: Params | None = None) -> Any
     draw_key, prior_key = split_keys(key)
     draws, totals = posterior._draw(draw_key, num, ())
     prior = Draws.from_sites({})
-    if drawn_at_all and start is not None and getattr(programs.guide, "starts_at_prior", False):
+    if drawn_at_all and start is not None and _starts_at_prior(programs):
         prior = draw_fit(prior_key, programs, start, num)[0]
     elif drawn_at_all:
         prior = draw_prior(prior_key, programs, posterior._lanes()[0], num)[0]

@@ -99,6 +99,16 @@ def test_prior_draws_are_of_the_prior_and_not_of_the_fit() -> None:
     assert np.log(scaled).mean() == pytest.approx(1 - np.euler_gamma, abs=5 * np.sqrt((np.pi**2 / 6 - 1) / 1000))
     assert np.asarray(fit.draws["size"]).mean() > sizes.mean() + 0.5
 
+    def other() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(probs=jnp.array([0.1, 0.2, 0.7])))
+        size = numpyro.sample("size", dist.Gamma(2.0, 1.0 + arm))
+        bayesrl.reward("both", arm + size)
+
+    assert fit.programs is not None
+    again = bayesrl.fit(KEY, other, beta=2.0, guide=fit.programs.guide, num_steps=2, progress=False)
+    arms = np.asarray(again.prior_draws["arm"])
+    assert (arms == 2).mean() == pytest.approx(0.7, abs=5 * np.sqrt(0.21 / 1000)), "and not of the guide's own policy"
+
 
 def test_metrics_are_estimated() -> None:
     def policy() -> None:
