@@ -274,6 +274,7 @@ class BanditEnv(EnvAdapter):
             self.optimum = float(np.asarray(self._values(self.values, self._seen)).max())
         else:
             self.shape, self.dtype = tuple(first.shape[1:]), np.float32
+            self.unknown = "the best arm changes with the features"
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the features."""

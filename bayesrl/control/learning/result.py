@@ -79,8 +79,13 @@ class LearnResult(Displayable):
         """Show what was learned where, and the numbers of `summary`."""
         identity, played = self.problem["identity"], pluralize(self.num_episodes, "episode")
         told = f"LearnResult: {played} of {identity['agent']['type']} in {identity['environment']}"
-        line = Line(told + (", interrupted" if self.interrupted else ""))
-        return (line, listing(summary([self])[2:])) if self.num_episodes else (line,)
+        blocks: list[DisplayBlock] = [Line(told + (", interrupted" if self.interrupted else ""))]
+        if self.num_episodes:
+            rows = summary([self])[2:]
+            blocks.append(listing([row for row in rows if not row[1].startswith("unknown")]))
+            # Why a number is unknown is a sentence, too long for a cell.
+            blocks += [Line(f"({name} {why})") for name, why in rows if why.startswith("unknown")]
+        return blocks
 
     def action_name(self, action: CountOrZero) -> str:
         """Return the name of an action, or its number if it has no name.
@@ -229,9 +234,10 @@ def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
         ("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)),
         (f"mean return of the {named}", mean),
     ]
-    unknown = ("optimum and regret", f"unknown: {first.env.unknown}")
-    rows.append(unknown if optimum is None else ("optimum", format_number(optimum)))
-    if not np.isnan(first.history["regret"]).all():
+    regretted = not np.isnan(first.history["regret"]).all()
+    shown = f"unknown: {first.env.unknown}" if optimum is None else format_number(optimum)
+    rows.append(("optimum" if regretted else "optimum and regret", shown))
+    if regretted:
         rows.append(("cumulated regret", format_mean([run.regret[-1] for run in several])))
     if optimum is not None and optimum > 0 and first.env.max_steps > 1:
         solved = ", ".join("never" if s is None else f"{s:,}" for s in (run.solved_after() for run in several))

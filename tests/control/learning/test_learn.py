@@ -419,6 +419,10 @@ def test_a_result_shows_itself_in_few_lines() -> None:
     assert float(shown["mean return of the last episode"]) == pytest.approx(found.history["return"][0], rel=1e-3)
     assert float(shown["cumulated regret"]) == pytest.approx(found.regret[-1], rel=1e-3)
     assert "<table>" in found._repr_html_()
+    arms = bandits.LinearArms(2, num_features=1)
+    seen = str(learn(KEY, arms, BayesianAgent(ArmsModel(arms)), num_episodes=2, progress=False))
+    assert seen.endswith("(optimum unknown: the best arm changes with the features)")
+    assert "cumulated regret" in seen
 
 
 def test_another_world_or_model_is_another_run(tmp_path: Path) -> None:
