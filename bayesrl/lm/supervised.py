@@ -253,9 +253,8 @@ def classification(
     """
     start, tokenizer, source = _start(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
-        raise LanguageModelError(
-            f"classification got {pluralize(len(texts), 'text')} and {pluralize(len(labels), 'label')}; pass as many"
-        )
+        found = f"{pluralize(len(texts), 'text')} and {pluralize(len(labels), 'label')}"
+        raise LanguageModelError(f"classification got {found}; pass one label for each")
     if start.config.problem != ONE_LABEL:
         raise LanguageModelError(
             f"classification got a model of {start.config.problem}, and would teach it one label for each text; "

@@ -289,7 +289,7 @@ def test_labels_need_a_model_and_a_tokenizer_that_fit() -> None:
         )
     with pytest.raises(LanguageModelError, match="label 'perhaps' is not one of the model's"):
         lm.classification(judge, ["a"], ["perhaps"], tokenizer=lm.char_tokenizer("a"))
-    with pytest.raises(LanguageModelError, match="1 text and 2 labels; pass as many"):
+    with pytest.raises(LanguageModelError, match="1 text and 2 labels; pass one label for each"):
         lm.classification(judge, ["a"], ["no", "yes"], tokenizer=lm.char_tokenizer("a"))
 
 
