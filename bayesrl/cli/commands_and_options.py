@@ -67,12 +67,18 @@ Folder = Annotated[Path, typer.Argument(help="Run folder, as `bayesrl fit` made 
 Steps = Annotated[int | None, typer.Option(help="Gradient steps in all; more than before extends a run.")]
 Episodes = Annotated[int | None, typer.Option(help="Episodes of each run; more than before extends a run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+RandomSeed = Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.", autocompletion=complete_assignment
     ),
 ]
+
+
+def _model_argument(function: str) -> Any:
+    about = f"A ready model, or a .py file with {function}()."
+    return typer.Argument(metavar="NAME_OR_FILE", help=about, autocompletion=complete_model)
 
 
 def _print_version(value: bool) -> bool:
@@ -121,16 +127,11 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
 
 @app.command("fit", cls=_LightCommand)
 def fit_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().", autocompletion=complete_model
-        ),
-    ],
+    model: Annotated[str, _model_argument("problem")],
     beta: Annotated[str | None, typer.Option(help="Temperatures, reward units per nat, as 0.1,0.3,1.")] = None,
     steps: Steps = None,
     restarts: Annotated[int | None, typer.Option(help="Fits made side by side; the best one is shown.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
+    seed: RandomSeed = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     assignments: Assignments = None,
     quiet: Quiet = False,
@@ -151,20 +152,13 @@ def fit_command(
 
 @app.command("learn", cls=_LightCommand)
 def learn_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME_OR_FILE",
-            help="A ready model, or a .py file with learning().",
-            autocompletion=complete_model,
-        ),
-    ],
+    model: Annotated[str, _model_argument("learning")],
     explore: Annotated[
         str | None, typer.Option(help="Exploration rule: thompson, k_learning, bayes_ucb, epsilon_greedy:0.1, ...")
     ] = None,
     episodes: Episodes = None,
     runs: Annotated[int | None, typer.Option(help="Independent runs, for bands.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
+    seed: RandomSeed = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/learn-NAME by default.")] = None,
     assignments: Assignments = None,
     quiet: Quiet = False,

@@ -7,9 +7,8 @@ from pathlib import Path
 import typer
 
 from bayesrl.cli.option_values import format_option
+from bayesrl.cli.suggestions import USES
 from bayesrl.ready_models import ProblemError, model_names, model_options
-
-_FUNCTIONS = {"fit": "problem", "learn": "learning"}
 
 
 def complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -31,7 +30,7 @@ def complete_assignment(ctx: typer.Context, incomplete: str) -> Iterator[tuple[s
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
     for word in typed.split()[2:]:
         try:
-            options = model_options(word, _FUNCTIONS.get(ctx.info_name or "", "problem"))
+            options = model_options(word, USES.get(ctx.info_name or "", "problem"))
         except ProblemError:
             continue
         for name, default in options.items():

@@ -19,7 +19,7 @@ def parse_beta(text: str) -> list[float]:
         raise PolicyError(f"--beta {text!r} is not a number or a list like 0.1,0.3,1") from error
     bad = [value for value in values if not 0 < value < math.inf]
     if bad:
-        raise PolicyError(f"beta must be positive and finite, but holds {bad[0]:g}; use --beta 0.1, say")
+        raise PolicyError(f"beta must be positive and finite, got {bad[0]:g}; use --beta 0.1, say")
     return values
 
 

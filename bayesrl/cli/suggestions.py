@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bayesrl.ready_models import COMMANDS, ProblemError, closest, model_names, model_options, model_uses
 
-_USES = {command: use for use, command in COMMANDS.items()}
+USES = {command: use for use, command in COMMANDS.items()}
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "fit": {"--beta": str, "--steps": int, "--restarts": int, "--seed": int, "--out": str, "--set": str},
     "learn": {"--explore": str, "--episodes": int, "--runs": int, "--seed": int, "--out": str, "--set": str},
@@ -49,7 +49,7 @@ class _Slips:
 
     def __init__(self, command: str, words: list[str]) -> None:
         self.command, self.words = command, words
-        known = model_names() if command in _USES else {}
+        known = model_names() if command in USES else {}
         self.model = next((word for word in words if word in known or word.endswith(".py")), None)
         self.other: str | None = None
 
@@ -83,7 +83,7 @@ class _Slips:
         """Return the intended option, and what it sets if that is `--set`."""
         mine = _OPTIONS.get(self.command, {})
         known = [name for name in (*mine, *_FLAGS.get(self.command, ())) if name != "--set"]
-        if word in mine or self.command not in _USES:
+        if word in mine or self.command not in USES:
             return (word if word in mine else _nearest(word, known) or word), ""
         plain = word[2:].replace("-", "_")
         own = self._options_of(self.model, self.command)
@@ -109,13 +109,13 @@ class _Slips:
 
     def _is_for(self, command: str) -> bool:
         try:
-            return self.model is not None and _USES[command] in model_uses(self.model)
+            return self.model is not None and USES[command] in model_uses(self.model)
         except ProblemError:
             return False
 
     def _options_of(self, model: str | None, command: str) -> Mapping[str, object]:
         try:
-            return {} if model is None else model_options(model, _USES[command])
+            return {} if model is None else model_options(model, USES[command])
         except ProblemError:
             return {}
 

@@ -65,7 +65,7 @@ def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
     """
     found = _found(content)
     if found is None:
-        raise UnstampedError("it bears no digest of its content")
+        raise UnstampedError("it has no digest of its content")
     if int(found[1]) > FORMAT:
         raise NewerError(newer(int(found[1])))
     if int(found[1]) < OLDEST:

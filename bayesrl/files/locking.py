@@ -83,7 +83,7 @@ def _check(path: Path) -> None:
     with suppress(FileNotFoundError):
         kind = file_kind(path.lstat().st_mode)
         if kind:
-            raise RunFolderError(f"{path} is {kind}, and only plain files are written; take it away")
+            raise RunFolderError(f"{path} is {kind}, and only plain files are written; remove it")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

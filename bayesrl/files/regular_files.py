@@ -31,7 +31,7 @@ def _flags(*names: str) -> int:
 
 def file_kind(mode: int) -> str:
     """Name the kind of a folder's entry by its mode; empty for a regular file."""
-    return "" if stat.S_ISREG(mode) else next((told for is_one, told in _KINDS if is_one(mode)), "no plain file")
+    return "" if stat.S_ISREG(mode) else next((told for is_one, told in _KINDS if is_one(mode)), "not a plain file")
 
 
 def read_file(path: Path, *, most: int | None = None, linked: bool = False) -> bytes | None:
@@ -136,7 +136,7 @@ def check_writable(path: Path) -> None:
     except FileNotFoundError:
         return
     if kind:
-        remedy = "take it away, or name what it leads to" if kind == "a link" else "take it away, or name another file"
+        remedy = "remove it, or name what it leads to" if kind == "a link" else "remove it, or name another file"
         raise RunFolderError(f"cannot write {path}: it is {kind}, and only plain files are written; {remedy}")
 
 

@@ -157,7 +157,7 @@ def _restarts(fit: FitResults) -> Iterator[Content]:
     at_optimum = " and at J* (dashed)" if fit.optimum is not None else ""
     caption = (
         f"J of {restarts:,} restarts, each on the {pluralize(num_draws(fit.posterior), 'draw')} that it carries, bars "
-        f"of two standard errors; J of the best, as it is told above, is of more. Good: all alike{at_optimum}."
+        f"of two standard errors; J of the best, as given above, is of more draws. Good: all alike{at_optimum}."
     )
     yield CaptionedFigure(restarts_figure(fit.posterior, fit.optimum), caption)
     if fit.diagnosis is not None:
@@ -191,24 +191,23 @@ def _gold(fit: FitResults) -> Iterator[Content]:
     if fit.gold is None:
         return
     caption = "Proxy and gold against √KL. Good: both rise together; where gold turns down, β is too low."
-    frontier = fit.frontier
+    frontier, training = fit.frontier, fit.training
     if frontier is not None and frontier.gold is not None:
-        evidence = frontier.evidence
+        evidence, turn = frontier.evidence, frontier.turning_point
         figure = over_optimisation_figure(evidence.kl, evidence.reward, frontier.gold, fit.gold, turning_kl(frontier))
         yield CaptionedFigure(figure, caption)
-        turn = frontier.turning_point
         if turn is None:
             yield f"“{fit.gold}” does not turn down over these β."
         else:
             yield f"“{fit.gold}” is greatest at β = {turn:.3g}, while the reward still rises below it (dotted line)."
-    elif fit.training is not None and fit.gold in fit.training.metrics and len(betas_of(fit.posterior)) == 1:
-        yield f"One β shows one point of “{fit.gold}”; fit an array of β to see whether it turns down."
-    elif fit.training is not None and fit.gold in fit.training.metrics:
-        told = fit.training
-        yield CaptionedFigure(over_optimisation_figure(told.kl, told.reward, told.metrics[fit.gold], fit.gold), caption)
-    else:
-        known = ", ".join(fit.training.metrics) if fit.training is not None else ""
+    elif training is None or fit.gold not in training.metrics:
+        known = ", ".join(training.metrics) if training is not None else ""
         yield f"The program has no deterministic site “{fit.gold}”; it has {known or 'none'}."
+    elif len(betas_of(fit.posterior)) == 1:
+        yield f"One β shows one point of “{fit.gold}”; fit an array of β to see whether it turns down."
+    else:
+        figure = over_optimisation_figure(training.kl, training.reward, training.metrics[fit.gold], fit.gold)
+        yield CaptionedFigure(figure, caption)
 
 
 def _held_out(fit: FitResults) -> Iterator[Content]:

@@ -93,7 +93,7 @@ def history_figure(posterior: Posterior, name: str, optimum: FiniteNumbersOrNone
         PolicyError: the posterior has no history.
     """
     if name not in curve_names(posterior):
-        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curve_names(posterior)))}")
+        raise PolicyError(f"name must be {' or '.join(map(repr, curve_names(posterior)))}, got {name!r}")
     figure, axes = panel()
     _draw_history(axes, posterior, name, optimum if name == "objective" else None)
     axes.set_title("")

@@ -62,13 +62,7 @@ class Cell(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of the report.
-
-    Attributes:
-        title: heading.
-        caption: a sentence that says what a good result looks like.
-        cells: one cell per fit, side by side, or a single one.
-    """
+    """A part of the report; its caption says what a good result looks like, and its cells stand side by side."""
 
     title: str
     caption: str

@@ -95,9 +95,8 @@ def write_report(
     given = list(named.items()) if isinstance(named, Mapping) else []
     if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
         raise PolicyError(
-            f"write_report got {format_value(posteriors)} in the place of posteriors; "
-            f"use a Posterior, {Posterior.GIVEN_BY}, "
-            "or several by name: {'a': a, 'b': b}"
+            f"posteriors must be a Posterior, {Posterior.GIVEN_BY}, or several by name, such as {{'a': a, 'b': b}}, "
+            f"got {format_value(posteriors)}"
         )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
@@ -147,17 +146,21 @@ def check_sections(sections: Any) -> None:
         PolicyError: one is not a `Section`, or its title, caption or body cannot be shown.
     """
     if isinstance(sections, str | Section) or not isinstance(sections, Sequence):
-        raise PolicyError(f"sections is {format_value(sections)}; pass a list of bayesrl.Section(title, caption, body)")
+        raise PolicyError(
+            f"sections must be a list of bayesrl.Section(title, caption, body), got {format_value(sections)}"
+        )
     for section in sections:
         if not isinstance(section, Section):
-            raise PolicyError(f"a section is {format_value(section)}; pass bayesrl.Section(title, caption, body)")
+            raise PolicyError(f"a section must be a bayesrl.Section(title, caption, body), got {format_value(section)}")
         for name in ("title", "caption"):
             if not isinstance(getattr(section, name), str):
-                raise PolicyError(f"the {name} of section {section.title!r} is {getattr(section, name)!r}; use text")
+                raise PolicyError(
+                    f"the {name} of section {section.title!r} must be text, got {getattr(section, name)!r}"
+                )
         if not _can_be_shown(section.body):
             raise PolicyError(
-                f"the body of section {section.title!r} is {format_value(section.body)} that cannot be shown; "
-                "use a Matplotlib figure, text, or rows of cells with the headings first"
+                f"the body of section {section.title!r} must be a Matplotlib figure, text, or rows of cells with the "
+                f"headings first, got {format_value(section.body)}"
             )
 
 
@@ -175,12 +178,12 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
     if made is None:
         return
     if not isinstance(made, Mapping):
-        raise PolicyError(f"{what} is {format_value(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
+        raise PolicyError(f"{what} must be by the name of their fit, such as {{'fit': ...}}, got {format_value(made)}")
     for name, one in made.items():
         if name not in named:
             raise PolicyError(f"{what} has a {name!r}, which is not among the fits; choose from {', '.join(named)}")
         if not isinstance(one, kind):
-            raise PolicyError(f"{what}[{name!r}] is {format_value(one)}; pass a bayesrl.{kind.__name__}")
+            raise PolicyError(f"{what}[{name!r}] must be a bayesrl.{kind.__name__}, got {format_value(one)}")
         evidence, own = one.evidence, named[name].beta
         if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
             own if own is not None else ()

@@ -64,7 +64,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
     foreign = [name for name in arrays if name.startswith("state") and name not in wanted]
     if foreign:
         raise RunFolderError(
-            f"{path} holds {foreign[0]}, which the fit has no use for; "
+            f"{path} holds {foreign[0]}, which the fit does not use; "
             "was the guide or the optimiser changed? Fit into another directory"
         )
     restored = []
@@ -122,7 +122,7 @@ def history_in(
     for name, array in history.items():
         wanted = (rows,) if learns or name == "step" else (rows, *lead)
         if array.shape != wanted or array.dtype.kind not in "iufb":
-            raise _no_history(directory, f"tells {name!r:.60} as {array.dtype}{list(array.shape)}, not {list(wanted)}")
+            raise _no_history(directory, f"has {name!r:.60} as {array.dtype}{list(array.shape)}, not {list(wanted)}")
     return history
 
 
@@ -144,7 +144,7 @@ def done_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> int:
     """
     step = arrays.get("state.step", np.zeros((), int))
     if step.shape != () or step.dtype.kind not in "iu":
-        raise _no_history(directory, f"tells the steps as {step.dtype}{list(step.shape)}")
+        raise _no_history(directory, f"has the steps as {step.dtype}{list(step.shape)}")
     return int(step)
 
 

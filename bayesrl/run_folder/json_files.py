@@ -109,7 +109,7 @@ def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
     different = [key for key in {**old, **new} if not _alike(old.get(key), new.get(key))]
     if different:
         told = [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different[:_MOST_TOLD]]
-        more = f"; and {len(different) - _MOST_TOLD} differences more" if len(different) > _MOST_TOLD else ""
+        more = f"; and {len(different) - _MOST_TOLD} more differences" if len(different) > _MOST_TOLD else ""
         raise RunFolderError(
             f"{folder} holds a run of another problem: {'; '.join(told)}{more}; choose another directory"
         )

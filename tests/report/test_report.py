@@ -283,7 +283,7 @@ def test_paths_that_cannot_be_written_are_refused(sweep: Posterior, tmp_path: Pa
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunFolderError, match="there is no folder"):
         write_report(jax.random.key(0), tmp_path / "file" / "report.html", loaded)
-    with pytest.raises(PolicyError, match=r"got \{\} in the place of posteriors; use a Posterior"):
+    with pytest.raises(PolicyError, match=r"posteriors must be a Posterior, .*, got \{\}"):
         write_report(jax.random.key(0), tmp_path / "report.html", {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -348,15 +348,18 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
         with pytest.raises(PolicyError, match=words):
             write_report(jax.random.key(0), path, sweep, diagnoses=made)
     for section, words in (
-        (Section("mine", "", None), "the body of section 'mine' is None that cannot be shown"),
-        (Section("mine", "", [1, 2]), "the body of section 'mine' is .*that cannot be shown"),
-        (Section(None, "", "text"), "the title of section None is None; use text"),  # type: ignore[arg-type]
+        (
+            Section("mine", "", None),
+            "the body of section 'mine' must be a Matplotlib figure, text, or rows of cells .*, got None",
+        ),
+        (Section("mine", "", [1, 2]), "the body of section 'mine' must be a Matplotlib figure, text, or rows of cells"),
+        (Section(None, "", "text"), "the title of section None must be text, got None"),  # type: ignore[arg-type]
     ):
         with pytest.raises(PolicyError, match=words):
             write_report(jax.random.key(0), path, sweep, [section])
     for words, sections in (
-        (r"sections is a Section; pass a list", Section("a", "b", "c")),
-        (r"a section is \(\); pass bayesrl.Section", [()]),
+        (r"sections must be a list of bayesrl.Section.*, got a Section", Section("a", "b", "c")),
+        (r"a section must be a bayesrl.Section.*, got \(\)", [()]),
     ):
         with pytest.raises(PolicyError, match=words):
             writing.check_sections(sections)

@@ -82,7 +82,7 @@ def test_only_the_first_format_goes_without_stamps(folder: Path) -> None:
     path = folder / "checkpoint.safetensors"
     path.write_bytes((HERE / "format_1" / "bandit" / path.name).read_bytes())
     problem = bayesrl.load_problem("bernoulli_bandit")
-    with pytest.raises(RunFolderError, match="bears no digest"):
+    with pytest.raises(RunFolderError, match="has no digest"):
         bayesrl.load(folder, problem.policy, *problem.args)
 
 
