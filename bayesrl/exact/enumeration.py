@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpyro import handlers
 from scipy.special import logsumexp
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, Untraced, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs
@@ -40,7 +40,7 @@ from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Numbers, Params, Program
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def enumerate_posterior(
     policy: Program, *args: Any, beta: Beta | None = None, max_count: Count = 2**20

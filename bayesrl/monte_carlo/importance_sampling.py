@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from bayesrl.argument_types import Requirement
-from bayesrl.arguments import CountAboveOne, checked
+from bayesrl.arguments import CountAboveOne, Untraced, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.programs import Programs
@@ -36,7 +36,7 @@ type Proposal = Annotated[
 """What to draw from instead of the prior: a posterior, or the result of its `unbatched`."""
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def importance(
     key: PRNGKey,

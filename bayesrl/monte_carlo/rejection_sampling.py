@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, integer_range
+from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, Untraced, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
@@ -25,7 +25,7 @@ _LEAST_BATCH = 1024
 _SPARE = 1.05  # proposals beyond the expected need, so that more are seldom needed
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def rejection(
     key: PRNGKey,

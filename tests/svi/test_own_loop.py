@@ -313,6 +313,14 @@ def test_set_up_is_refused_where_numbers_are_not_known(around: Any) -> None:
         PolicyError, match=r"Posterior\.at cannot run inside of jax\.jit, vmap or grad.*call it outside"
     ):
         around(at)(beta)
+    engines: list[Any] = [
+        lambda beta: bayesrl.enumerate_posterior(bandit, beta=beta).optimum,
+        lambda beta: bayesrl.importance(KEY, bandit, beta=beta).log_evidence.mean,
+        lambda beta: bayesrl.rejection(KEY, bandit, beta=beta).log_evidence.mean,
+    ]
+    for engine in engines:
+        with pytest.raises(EngineError, match=r"cannot run inside of jax\.jit, vmap or grad.*call it outside"):
+            around(engine)(beta)
 
 
 def test_set_up_is_refused_under_jit_without_a_traced_argument() -> None:
@@ -372,6 +380,16 @@ def test_a_guide_of_another_policy_is_refused() -> None:
         bayesrl.Posterior.at(bandit, own.guide, own.params, beta=BETA)
     with pytest.raises(GuideError, match=r"the guide is called with 0 arguments, and takes PolicyGuide\(scale"):
         bayesrl.Posterior.at(bandit, other.guide, other.params, beta=BETA)
+
+
+def test_draws_of_the_prior_are_of_ones_own_policy() -> None:
+    def fewer() -> None:
+        bayesrl.reward("payoff", 1.0 * numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2))))
+
+    state = bayesrl.init(KEY, fewer, beta=BETA)
+    posterior = bayesrl.Posterior.at(bandit, state.guide, state.params, beta=BETA)
+    assert set(np.unique(posterior.prior_draws["arm"])) == {0, 1, 2, 3}
+    assert set(np.unique(posterior.draws["arm"])) == {0, 1}
 
 
 def test_advice_fits_parameters_that_no_fit_found(tmp_path: Path) -> None:
