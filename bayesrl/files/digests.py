@@ -52,12 +52,7 @@ def _found(content: bytes) -> re.Match[bytes] | None:
 
 
 def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
-    """Check that a file is as it was written.
-
-    Args:
-        content: of the file.
-        name: that its stamp must have.
-        problem: that it must belong to.
+    """Check that a file is as it was written, under this name and for this problem.
 
     Raises:
         NewerError: a later version wrote it.

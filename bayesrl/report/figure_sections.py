@@ -110,14 +110,10 @@ def _draws(fit: FitResults) -> Iterator[Content]:
             table = extreme_draws(one, shown_sites(one))
             rows += [(format_beta(beta), *row) for row in table.rows]
         yield Table(("β", *table.headings), rows, "l" + table.alignments)
-    what = (
-        "Reward in reward units;"
-        if fit.posterior.beta is not None
-        else "log p(y|x), in nats, is how well the draw explains the data;"
-    )
-    yield (
-        f"{what} log q/π₀, in nats, is how much likelier the fit made the draw. Draws that read alike are listed once."
-    )
+    explained = "log p(y|x), in nats, is how well the draw explains the data"
+    what = "Reward in reward units" if fit.posterior.beta is not None else explained
+    likelier = "log q/π₀, in nats, is how much likelier the fit made the draw"
+    yield f"{what}; {likelier}. Draws that read alike are listed once."
 
 
 def _weights(fit: FitResults) -> Iterator[Content]:

@@ -43,11 +43,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str, np.ndarray]] | None:
-    """Read state and history, or return None if there is no checkpoint yet.
-
-    Args:
-        directory: the run folder.
-        template: a state of the same structure.
+    """Read a state of the template's structure, and the history, or return None if there is no checkpoint yet.
 
     Raises:
         RunFolderError: the file is damaged, or its arrays are not those of the template.

@@ -15,10 +15,7 @@ from bayesrl.run_folder.json_files import MODEL, PROBLEM, check_same, is_begun
 def hold_folder(directory: str | Path | None) -> Iterator[None]:
     """Make or open a folder for a run, and lock it; a second process or thread gets an error that names the first.
 
-    If this call made the folder and no run began in it, it removes the folder at the end.
-
-    Args:
-        directory: the folder, or None for none.
+    If this call made the folder and no run began in it, it removes the folder at the end. None is no folder.
 
     Raises:
         RunFolderError: the folder cannot be made, has other files, or is locked by somebody else.

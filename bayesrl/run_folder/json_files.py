@@ -94,10 +94,8 @@ def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
 def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
     """Refuse a run folder of another problem.
 
-    Args:
-        folder: a run folder.
-        problem: JSON-able description. Its `identity`, and whether its optimiser was given by hand,
-            must agree with those in the folder, real numbers to one part in a thousand.
+    The `identity` of the problem, and whether its optimiser was given by hand, must agree with those in the folder,
+    real numbers to one part in a thousand.
 
     Raises:
         RunFolderError: the folder has another problem; the message says what differs.
@@ -177,11 +175,7 @@ def load_json(
 ) -> dict[str, Any] | None:
     """Read one of the folder's JSON files as this version writes it, or return None if it does not exist.
 
-    Args:
-        directory: the run folder.
-        name: of the file.
-        schema: of its content; `{}` accepts any object.
-        remedy: what to do if it is damaged.
+    The schema `{}` accepts any object; the remedy says what to do if the file is damaged.
 
     Raises:
         RunFolderError: it is damaged, or does not fit the schema.
