@@ -460,7 +460,10 @@ def bert() -> BertClassifier:
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"top_p": 2.0}, "top_p=2.0"),
         ({"model": bert}, "model=a BertClassifier; use a Pretrained, .* or a CausalLM"),
-        ({"model": lambda: Pretrained(GPT2.init(jax.random.key(0), CONFIG), char_tokenizer("xy"))}, "tokenizer= codes"),
+        (
+            {"model": lambda: Pretrained(GPT2.init(jax.random.key(0), CONFIG), char_tokenizer("xy"))},
+            "tokenizer= encodes",
+        ),
     ],
 )
 def test_bad_input_is_refused(model: GPT2, changed: dict[str, Any], message: str) -> None:
