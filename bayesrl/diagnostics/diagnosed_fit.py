@@ -5,7 +5,7 @@ from typing import Any
 
 from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs, declared_params
-from bayesrl.errors import PolicyError
+from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 
 
@@ -30,6 +30,15 @@ def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this poster
         if programs is posterior.programs
         else replace(best, programs=programs, draws={}, statistics={}, prior_draws={})
     )
+
+
+def check_draws(programs: Programs, of: str, task: str) -> None:
+    """Refuse a policy without actions: it has no posterior."""
+    if not programs.structure.actions:
+        raise EngineError(
+            f"the policy{of} draws nothing, so there is no posterior {task}; "
+            "the likelihood of its data is posterior.estimate(key, n).objective"
+        )
 
 
 def trains_policy(programs: Programs) -> bool:

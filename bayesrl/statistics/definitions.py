@@ -66,6 +66,11 @@ def has_marginal(structure: Structure) -> bool:
     return is_conditioned(structure) and not odd
 
 
+def is_control(structure: Structure) -> bool:
+    """Whether J* is an optimum of control, with no log Z and no p*: nature draws too, or sites are discounted."""
+    return any(site.kind == "environment" or site.discounted for site in structure.sites)
+
+
 def rounding(totals: Totals, beta: Any) -> Any:
     """Bound the error of single precision in w of each draw: a unit in the last place of each summand, nats."""
     known = abs(totals.log_prior) + abs(totals.log_q) if totals.log_ratio is None else abs(totals.log_ratio)

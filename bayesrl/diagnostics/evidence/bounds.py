@@ -14,7 +14,7 @@ from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
-from bayesrl.diagnostics.diagnosed_fit import full_data_fit
+from bayesrl.diagnostics.diagnosed_fit import check_draws, full_data_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
@@ -33,7 +33,7 @@ from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.definitions import is_conditioned
+from bayesrl.statistics.definitions import is_conditioned, is_control
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Params, PRNGKey
 
@@ -164,9 +164,9 @@ def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
 def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
     """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    odd = any(site.kind == "environment" or site.discounted for site in best._programs_for().structure.sites)
     # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
-    if row.num_weighed or odd or not best.statistics or posterior.mixture is not None:
+    meaningless = is_control(best._programs_for().structure) or posterior.mixture is not None
+    if row.num_weighed or meaningless or not best.statistics:
         return row
     weights = np.asarray(best.statistics["log_weight"], float)
     draw = len(best.batch_shape)
@@ -189,11 +189,7 @@ def _out_of_reach(one: Posterior) -> str:
 def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
     """Return programs and parameters of one fit, with the policy held at its present values, and whether it trained."""
     programs, params = one.unbatched()
-    if not programs.structure.actions:
-        raise EngineError(
-            "the policy draws nothing, so there is no posterior and nothing to bracket; "
-            "the likelihood of its data is posterior.estimate(key, n).objective"
-        )
+    check_draws(programs, "", "and nothing to bracket")
     # Parameters that the fit trained in the policy become constants, so that p* is fixed.
     policy, own = programs.policy, {}
     if programs.learned:

@@ -18,7 +18,7 @@ from bayesrl.diagnostics.evidence.tempered_sample import at_most
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import draw_prior
-from bayesrl.statistics.definitions import divergence
+from bayesrl.statistics.definitions import divergence, is_control
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, PRNGKey
 from bayesrl.value_checks import format_value, is_function
@@ -68,7 +68,7 @@ def bracket_by_known_optimum(
         ),
     )
     # With nature or discounts J* is an optimum of control: there is no log Z and no p*.
-    odd = any(site.kind == "environment" or site.discounted for site in one._programs_for().structure.sites)
+    odd = is_control(one._programs_for().structure)
     return replace(
         found,
         method="known",
