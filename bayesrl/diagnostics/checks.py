@@ -71,12 +71,7 @@ def checks_listing(checks: Sequence[Check]) -> Table:
 
 
 def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
-    """Ask how much of the possible gain is still missing, at the worst β.
-
-    Args:
-        evidence: evidence about the fit.
-        remedy: advice for a fit that misses too much.
-    """
+    """Ask how much of the possible gain is still missing, at the worst β, and give a remedy if it is too much."""
     reference = "J* − J(q) = β·KL(q‖p*)"
     if evidence.relative_gap is None or evidence.gap is None:
         return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.caveat}.", reference)
@@ -268,12 +263,7 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
 
 
 def convergence_check(trend: TrainingTrend | None, gain: float) -> Check:
-    """Ask how much J would still have risen, or whether it fell.
-
-    Args:
-        trend: trend of the training; None if J was not finite at the end.
-        gain: J* − J(π₀), or what we know of it, reward units.
-    """
+    """Ask how much J would still have risen, or whether it fell; without a trend J was not finite at the end."""
     reference = "J along the way, counted in learning rate, extrapolated by Aitken's Δ² process"
     if trend is None:
         return Check("convergence", math.nan, LEFT, "fail", "J was not finite at the end of the run.", "")

@@ -16,7 +16,7 @@ from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
-from bayesrl.diagnostics.diagnosed_fit import check_draws, full_data_fit
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit, refuse_without_actions
 from bayesrl.diagnostics.evidence.stratified_estimator import StratifiedEstimator
 from bayesrl.display.formatting import estimate_at, format_estimate, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
@@ -155,7 +155,7 @@ def _ready(name: str, posterior: Posterior) -> _Fit:
         )
     whole = full_data_fit(posterior, what=f"posterior {name!r}")
     programs = whole._programs_for()
-    check_draws(programs, f" of {name!r}", "to compare")
+    refuse_without_actions(programs, f" of {name!r}", "to compare")
     if programs.learned and posterior.mixture is not None:
         raise PolicyError(
             f"the restarts of {name!r} have trained a policy each, and no mixture of policies is defined; "

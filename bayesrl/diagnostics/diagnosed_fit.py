@@ -32,7 +32,7 @@ def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this poster
     )
 
 
-def check_draws(programs: Programs, of: str, task: str) -> None:
+def refuse_without_actions(programs: Programs, of: str, task: str) -> None:
     """Refuse a policy without actions: it has no posterior."""
     if not programs.structure.actions:
         raise EngineError(

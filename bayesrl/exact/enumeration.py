@@ -280,16 +280,8 @@ def evaluate_exactly(
 ) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
-    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), with nature's draws averaged by their own probabilities.
-
-    Args:
-        programs: the policy with its parameters frozen, and the guide.
-        params: unconstrained parameters of the guide, for one fit.
-        beta: temperature, reward units per nat; required with rewards, refused without.
-        max_count: largest number of assignments to visit; a `scan` is enumerated path by path.
-
-    Returns:
-        `Evaluation`, per context.
+    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), with nature's draws averaged by their own probabilities. A `scan` is
+    enumerated path by path.
 
     Raises:
         EngineError: the program cannot be enumerated, or the guide's probabilities do not add up to 1.

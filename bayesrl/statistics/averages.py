@@ -73,13 +73,7 @@ def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
 
 
 def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates:
-    """Subtract log p(y) from J and KL, which draws give only up to that constant.
-
-    Args:
-        estimates: estimates, [*lead].
-        marginal: log p(y), a number with its error, nats.
-        beta: reward units per nat, broadcast against the estimates.
-    """
+    """Subtract log p(y), nats, from J and KL, [*lead], which draws give only up to that constant."""
     objective, kl, (mean, se) = estimates.objective, estimates.kl, marginal
     return estimates._replace(
         objective=Estimate(objective.mean - beta * mean, np.hypot(objective.se, beta * se)),
@@ -96,14 +90,7 @@ def kept_marginal(statistics: Mapping[str, Any], settings: Mapping[str, Any]) ->
 
 
 def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None) -> Estimates:
-    """Average stored draws.
-
-    Args:
-        statistics: statistics of the draws, as a posterior stores them, [*beta, restart, draw, *contexts].
-        beta: temperatures, [*beta], reward units per nat; None without rewards.
-        lead: number of axes before that of the draws.
-        marginal: log p(y), as `kept_marginal` returns it.
-    """
+    """Average the statistics of draws that a posterior stores, [*beta, restart, draw, *contexts], for each fit."""
     scale = np.asarray(1.0 if beta is None else beta, float)[..., None]
     kept = {name: np.asarray(value, float) for name, value in statistics.items()}
     objective = _average(kept["log_weight"], lead)

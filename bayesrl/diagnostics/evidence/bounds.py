@@ -14,7 +14,7 @@ from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
-from bayesrl.diagnostics.diagnosed_fit import check_draws, full_data_fit
+from bayesrl.diagnostics.diagnosed_fit import full_data_fit, refuse_without_actions
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
@@ -189,7 +189,7 @@ def _out_of_reach(one: Posterior) -> str:
 def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
     """Return programs and parameters of one fit, with the policy held at its present values, and whether it trained."""
     programs, params = one.unbatched()
-    check_draws(programs, "", "and nothing to bracket")
+    refuse_without_actions(programs, "", "and nothing to bracket")
     # Parameters that the fit trained in the policy become constants, so that p* is fixed.
     policy, own = programs.policy, {}
     if programs.learned:

@@ -99,12 +99,6 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
     Hall's monotone transformation of the t-statistic, g(t) = t + k·t²/3 + k²·t³/27 + k/6 with
     k = skewness/√n, is Normal to second order; its inverse is g⁻¹(x) = 3·((1 + k·(x − k/6))^⅓ − 1)/k.
 
-    Args:
-        mean: mean of the numbers.
-        se: standard error of the mean.
-        skewness: skewness of the numbers.
-        n: how many numbers there are.
-
     References:
         Hall (1992), "On the removal of skewness by transformation", equation 3.2.
     """
