@@ -140,7 +140,7 @@ def test_reports_of_several_runs(run: tuple[Path, str], tmp_path: Path) -> None:
         (("--episodes", "0"), "num_episodes=0"),
         (("--runs", "0"), "--runs 0; use at least 1"),
         (("--set", "depth=3"), "has no option 'depth'; its options are horizon=6"),
-        (("--set", "horizon=2.5"), "horizon=2.5"),
+        (("--set", "horizon=2.5"), "option horizon must be an integer, such as 6, got 2.5"),
     ],
 )
 def test_refusals_are_one_line(run: tuple[Path, str], tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
