@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bayesrl.exact.weighted_draws import WeightedDraws
     from bayesrl.monte_carlo.importance_sampling import importance
     from bayesrl.monte_carlo.rejection_sampling import rejection
+    from bayesrl.monte_carlo.sequential_monte_carlo import smc
     from bayesrl.posterior.datatree import to_datatree
     from bayesrl.posterior.posterior import Posterior
     from bayesrl.problem import LearningProblem, Problem, load_learning_problem, load_problem
@@ -58,6 +59,7 @@ _HOMES = {
     "bayesrl.svi.saved_fits": ("load", "resume"),
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
     "bayesrl.monte_carlo.importance_sampling": ("importance",),
+    "bayesrl.monte_carlo.sequential_monte_carlo": ("smc",),
     "bayesrl.posterior.posterior": ("Posterior",),
     "bayesrl.problem": ("LearningProblem", "Problem", "load_learning_problem", "load_problem"),
     "bayesrl.report.write": ("write_report",),
@@ -102,6 +104,7 @@ __all__ = [
     "rejection",
     "resume",
     "reward",
+    "smc",
     "step",
     "svi_inference",
     "tilt",

@@ -175,7 +175,7 @@ def test_exported_names_are_those_of_the_list() -> None:
     exported = sorted(f"{package}.{name}" for package in PACKAGES for name in importlib.import_module(package).__all__)
     listed = (Path(__file__).parent / "exported_names.txt").read_text(encoding="utf-8").split()
     assert exported == listed
-    assert len(exported) <= 150
+    assert len(exported) <= 165
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,6 +1,6 @@
 """Draws of a policy, with all the scores that objectives and estimates read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -60,6 +60,11 @@ class Draws(NamedTuple):
             log_ratio=total(self.ratios, shape) if self.log_ratio else None,
             doubt=total(self.doubt, shape) if self.doubt else None,
         )
+
+    def of_sites(self, names: Iterable[str]) -> "Draws":
+        """Return the same draws with the values and scores of these sites only."""
+        wanted = frozenset(names)
+        return Draws(*({k: v for k, v in part.items() if k in wanted} for part in self))
 
     @property
     def ratios(self) -> dict[str, Array]:

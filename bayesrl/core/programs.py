@@ -209,6 +209,10 @@ class Programs:
             return trace_abstractly(lambda: self.run_guide(None, None, params, {}, ()))
         return abstract_trace(dummy_key(), self.guide, self.args).trace  # it has no values
 
+    def run_both(self, key: PRNGKey | None, params: Params, values: Mapping[str, Numbers]) -> Draws:
+        """Draw once from the guide and score under both programs, [...]; pass no key if every site has a value."""
+        return self._run(key, None, params, values, ())
+
     def _run(
         self,
         key: PRNGKey | None,

@@ -145,10 +145,12 @@ class Solution:
     Attributes:
         value: optimal objective, [contexts], reward units; β·log p(y) is part of it.
         joint: log of optimal policy × nature in each stage, [states, assignments, contexts], nats.
+        by_state: optimal objective from each stage on, [states, contexts], reward units.
     """
 
     value: np.ndarray
     joint: list[np.ndarray]
+    by_state: list[np.ndarray]
 
 
 def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:
@@ -157,6 +159,7 @@ def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True)
     V = β·log Σ_a π₀(a|I)·exp(E[V′|I, a]/β) at actions, expectations at nature's draws.
     """
     joint: list[np.ndarray] = []
+    by_state: list[np.ndarray] = []
     value = np.zeros((1, stages[0].reward.shape[-1]))
     for stage in reversed(stages):
         leaf = beta * stage.likelihood
@@ -166,7 +169,8 @@ def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True)
             leaf = leaf + np.where(stage.following[..., None] < 0, 0.0, value[stage.following])
         value, log_joint = _soft_induction(stage, leaf, beta)
         joint.append(log_joint)
-    return Solution(value[0], joint[::-1])
+        by_state.append(value)
+    return Solution(value[0], joint[::-1], by_state[::-1])
 
 
 def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:

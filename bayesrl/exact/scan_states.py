@@ -40,7 +40,7 @@ class _Leave(Exception):  # noqa: N818  (not an error: it ends a run early)
     """Ends a run of the program early, when the rest of it is not needed."""
 
 
-class _PartialScan(Messenger):
+class PartialScan(Messenger):
     """Runs only a part of a program with one scan.
 
     Modes: `watch` records the scan's inputs and results; `enter` stops before it; `step` runs one
@@ -86,14 +86,20 @@ class _PartialScan(Messenger):
             raise _Leave
 
 
-def _run_window(window: _PartialScan, values: dict[str, Array], args: tuple[Any, ...]) -> Trace:
+def run_until_left(window: PartialScan) -> Program:
+    """Return the program that ends where its window leaves it."""
+
     def program(*args: Any) -> None:
         try:
             window(*args)
         except _Leave:
             return
 
-    return run_with_sites(program, values, args)
+    return program
+
+
+def _run_window(window: PartialScan, values: dict[str, Array], args: tuple[Any, ...]) -> Trace:
+    return run_with_sites(run_until_left(window), values, args)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def split_scan(programs: Programs) -> ScanProgram | None:
     structure = programs.structure
     if all(site.scan is None for site in structure.sites):
         return None
-    window = _PartialScan(programs.policy, "watch")
+    window = PartialScan(programs.policy, "watch")
     axes = path_axes(structure)
 
     def watch() -> tuple[Any, Any]:
@@ -176,7 +182,7 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
 
     def scores(*outputs: Any) -> Any:
         carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.carry)
-        window = _PartialScan(scan.programs.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
+        window = PartialScan(scan.programs.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
         trace = _run_window(window, first_assignment(axes), scan.programs.args)
         values = [trace.sites[n].value for n in names if scan.programs.structure[n].kind == "metric"]
         return score_trace(trace, scan.programs.structure, names), values
@@ -187,8 +193,12 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
     return any(used)
 
 
-def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
+def tabulate_states(scan: ScanProgram, max_count: int) -> tuple[list[ProgramStage], list[Any]]:
     """Tabulate the program as stages: before the scan, each of its steps, after it.
+
+    Returns:
+        The stages, and the states that each but the first starts from: the number of the assignment before the scan
+        and the carry, [states, ...].
 
     Raises:
         TooManyStatesError: there are more than `max_count` states × assignments.
@@ -214,7 +224,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         before, scores, np.ones((1, math.prod(scan.programs.structure.context_shape)), bool), scan.programs.structure
     )
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
-    stages = [stage]
+    stages, starts = [stage], [states]
     table = BatchEvaluator(step, scan.programs.args, scan.programs.structure)
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
@@ -225,13 +235,14 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         # Metrics are means over time, so each step contributes its share.
         own = {name: value / scan.length for name, value in stage.metrics.items()}
         stages.append(replace(stage, axes=tuple(replace(axis, step=t) for axis in stage.axes), metrics=own))
+        starts.append(states)
     if not scan.after:
         stages[-1] = replace(stages[-1], following=None)
-        return stages
+        return stages, starts[:-1]
     rows = _rows(states, num_assignments(after))
     spend(len(rows["prefix"]), "behind the scan")
     scores = BatchEvaluator(finish, scan.programs.args, scan.programs.structure)(rows)
-    return [*stages, build_stage(after, scores, reached, scan.programs.structure)]
+    return [*stages, build_stage(after, scores, reached, scan.programs.structure)], starts
 
 
 def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
@@ -239,13 +250,13 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
 
     def enter(args: tuple[Any, ...], row: Any) -> Any:
-        window = _PartialScan(scan.programs.policy, "enter")
+        window = PartialScan(scan.programs.policy, "enter")
         trace = _run_window(window, decode_assignment(before, row["prefix"]), args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
         return score_trace(trace, scan.programs.structure, scan.before), carry
 
     def step(args: tuple[Any, ...], row: Any) -> Any:
-        window = _PartialScan(scan.programs.policy, "step", (row["t"], row["carry"]))
+        window = PartialScan(scan.programs.policy, "step", (row["t"], row["carry"]))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(inside, row["assignment"])
         trace = _run_window(window, values, args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
@@ -253,7 +264,7 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
 
     def finish(args: tuple[Any, ...], row: Any) -> Any:
         outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)
-        window = _PartialScan(scan.programs.policy, "finish", (row["carry"], outputs))
+        window = PartialScan(scan.programs.policy, "finish", (row["carry"], outputs))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(after, row["assignment"])
         return score_trace(_run_window(window, values, args), scan.programs.structure, scan.after)
 

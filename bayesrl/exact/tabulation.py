@@ -73,7 +73,7 @@ def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[
         check_grid_size(axes, structure, max_count, reason)
         return [enumerate_paths(program, params, axes).stage], None
     try:
-        return tabulate_states(scan, max_count), scan
+        return tabulate_states(scan, max_count)[0], scan
     except TooManyStatesError:
         # Paths can be fewer than states × assignments: then enumerate them after all.
         if num_assignments(axes) > max_count:

@@ -9,6 +9,7 @@ from bayesrl.lm.report import text_sections
 from bayesrl.lm.small_models import train_small_classifier, train_small_lm
 from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft
 from bayesrl.lm.text_distribution import CausalLMDistribution
+from bayesrl.lm.text_particles import TextParticles  # noqa: F401  (registers the particles of texts)
 from bayesrl.lm.text_samples import estimate_kl, sample_texts
 from bayesrl.lm.tokenization.simple_tokenizers import byte_tokenizer, char_tokenizer, train_bpe
 from bayesrl.lm.tokenization.tokenizer import Tokenizer

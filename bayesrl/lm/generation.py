@@ -168,7 +168,7 @@ def generate_and_score(
     read = [feed(model, ours.prompt, ours.mask, start, None) for model, start in zip(models, starts, strict=True)]
     hidden = [jnp.repeat(h[:, -1], group, 0) for h, _ in read]
     caches = [
-        jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, group, 0), cache, _axes(cache))
+        jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, group, 0), cache, cache_axes(cache))
         for _, cache in read
     ]
     chances, given_rows = uniforms.reshape(rows, steps), given.reshape(rows, steps)
@@ -215,6 +215,6 @@ def _record(columns: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> 
     )
 
 
-def _axes(cache: Any) -> Any:
+def cache_axes(cache: Any) -> Any:
     """Mark the leaves of a cache that all rows share, for `jax.tree.map`."""
     return jax.tree.map(lambda leaf, axis: axis, cache, cache.axes, is_leaf=lambda x: x is None)

@@ -194,7 +194,19 @@ def _draw_batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
 
 
 def _scored(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, texts: ScoredTexts) -> tuple[Draws, Totals]:
-    rewarded = reward_texts(policy, prompts, index, texts.tokens)
     log_q, log_prior = (np.asarray(x.sum(-1), np.float32) for x in (texts.log_q, texts.log_prior))
-    draws = Draws.from_sites({TEXT: texts.tokens})._replace(metrics=rewarded.metrics, rewards=rewarded.rewards)
+    return with_rewards(policy, prompts, index, texts.tokens, log_q, log_prior)
+
+
+def with_rewards(
+    policy: PromptedPolicy,
+    prompts: Prompts,
+    index: np.ndarray,
+    tokens: np.ndarray,
+    log_q: np.ndarray,
+    log_prior: np.ndarray,
+) -> tuple[Draws, Totals]:
+    """Reward completions [num, n, T] with known log-probabilities under their writer and the reference, [num, n]."""
+    rewarded = reward_texts(policy, prompts, index, tokens)
+    draws = Draws.from_sites({TEXT: tokens})._replace(metrics=rewarded.metrics, rewards=rewarded.rewards)
     return draws, Totals(log_prior, log_q, np.zeros_like(log_q), rewarded.total)

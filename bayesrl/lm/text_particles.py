@@ -1,0 +1,274 @@
+"""Particles of texts: completions that are resampled while they are written, caches and all."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from bayesrl.compilation.callbacks import host_errors
+from bayesrl.compilation.jit import ClosureJit
+from bayesrl.compilation.random_keys import as_hash_key, fold_in
+from bayesrl.core.programs import Programs
+from bayesrl.core.rng import category_at
+from bayesrl.errors import EngineError
+from bayesrl.lm.generation import cache_axes, max_rows, model_with_params, pad_prompts
+from bayesrl.lm.guides import ModelGuide
+from bayesrl.lm.policy_draws import with_rewards
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.prompts import Completions
+from bayesrl.lm.rewards.base import Reward, evaluate
+from bayesrl.lm.rewards.text import as_reward
+from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
+from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, register_particles
+from bayesrl.monte_carlo.particles.resampling import ancestors, effective_size, log_mean
+from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.typing import Params, PRNGKey
+
+_ROWS_PER_BATCH = 16
+"""Particles need no more memory than completions do, and a batch of prompts holds this many times as many of them."""
+
+
+@register_particles(PromptedPolicy)
+@dataclass(frozen=True)
+class TextParticles:
+    """Runs particles of a prompted policy along the tokens of its texts.
+
+    Args:
+        programs: policy and guide.
+        params: of the guide.
+        options: sizes, resampling and twist. The twist is "reward", the policy's rewards on the text so far, or a
+            reward or a function of the text, as `policy` takes them; reward units.
+    """
+
+    programs: Programs
+    params: Params
+    options: ParticleOptions
+
+    def __post_init__(self) -> None:
+        guide = self.programs.guide
+        if guide is not None and not isinstance(guide, ModelGuide):
+            raise EngineError(
+                f"a {type(guide).__name__} does not write texts; propose from a fit of this policy with a guide of "
+                "bayesrl.lm, or from the prior"
+            )
+        if self.options.twist == "exact":
+            raise EngineError(
+                "twist='exact' is for programs with a scan; pass twist='reward', or a function of the text so far"
+            )
+
+    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
+        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+        assert beta is not None
+        policy: Any = self.programs.policy
+        prompts = policy.resolve_prompts(*self.programs.args)
+        size, num = self.options, self.options.num_particles
+        count, steps = len(prompts), policy.options["num_steps"]
+        tokens, mask = pad_prompts(prompts, policy.model.config.max_length + 1 - steps)
+        at_once = max(1, min(count, _ROWS_PER_BATCH * max_rows(policy, prompts) // num))
+        guide: Any = self.programs.guide
+        static = (policy, None if guide is None else guide.origin, self._twist(policy), prompts.examples, size)
+        fixed = (self.params, np.asarray(beta, np.float32), as_hash_key(key))
+        run = None
+        replications = []
+        for replication in range(size.num_replications):
+            parts = []
+            for first in range(0, count, at_once):
+                index = np.minimum(np.arange(first, first + at_once), count - 1).astype(np.int32)
+                batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index)
+                run = run or _write.prepare(static, *fixed, *batch)
+                with host_errors():
+                    parts.append(jax.device_get(run(*fixed, *batch)))
+            replications.append(jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts))
+        found = jax.tree.map(lambda *xs: np.stack(xs), *replications)  # [replications, prompts, ...]
+        structure = self.programs.structure
+        check_filter(structure, num, found.twists.transpose(0, 2, 1), found.sizes.transpose(0, 2, 1), first=0)
+        rows = {
+            name: np.moveaxis(x, 2, 1).reshape(-1, count, *x.shape[3:])
+            for name, x in found._asdict().items()
+            if name not in ("twists", "sizes")
+        }
+        index = np.broadcast_to(np.arange(count), rows["log_q"].shape)
+        draws, totals = with_rewards(policy, prompts, index, rows["tokens"], rows["log_q"], rows["log_prior"])
+        scored = ScoredDraws.of(draws, totals, structure)
+        refuse_worthless(structure, scored)
+        return scored, np.asarray(rows["log_weights"], float) + scored.reward / beta
+
+    def _twist(self, policy: PromptedPolicy) -> tuple[Reward, ...]:
+        given = self.options.twist
+        if given is None:
+            return ()
+        return tuple(policy.rewards.values()) if given == "reward" else (as_reward(given),)
+
+
+class TextRun(NamedTuple):
+    """Particles of some prompts, [prompts, particles, ...].
+
+    Attributes:
+        tokens: [prompts, particles, T].
+        log_prior: of the text under the reference, nats.
+        log_q: under what wrote it, nats.
+        log_weights: with the factors that resampling divided out, without the last twist and the reward, nats.
+        twists: least twist after each token, nan if one is nan, [prompts, T], reward units.
+        sizes: effective number of particles after each token, [prompts, T].
+    """
+
+    tokens: Any
+    log_prior: Any
+    log_q: Any
+    log_weights: Any
+    twists: Any
+    sizes: Any
+
+
+class _Prompts(NamedTuple):
+    """Prompts that are answered together: their numbers, tokens and masks, and the records behind all prompts."""
+
+    number: Array
+    tokens: Array
+    mask: Array
+    examples: Any
+
+
+class _Particles(NamedTuple):
+    """All particles after a token, [rows, ...]; the rows of a prompt lie behind one another."""
+
+    tokens: Array
+    token: Array  # the last one, which the models have not read yet
+    caches: list[Any]
+    done: Array
+    scores: Array  # log π₀ and log q of the text so far, [rows, 2]
+    log_weights: Array
+    twist: Array  # reward units
+
+
+@partial(ClosureJit, name="write_particles")
+def _write(
+    static: Any, params: Params, beta: Array, key: PRNGKey, replication: Array, prompt: Array, mask: Array, index: Array
+) -> TextRun:
+    policy, guide, twist, examples, options = static
+    theirs = policy.distribution(policy.model, prompt, mask)
+    ours = None if guide is None else policy.distribution(model_with_params(guide.declare, params), prompt, mask)
+    own_key = fold_in(key, replication)
+    writer = _Writer(theirs, ours, twist, options, beta, _Prompts(index, prompt, mask, examples))
+    contexts, steps, num = len(index), theirs.num_steps, options.num_particles
+    zero = jnp.zeros((), jnp.int32)
+    state = writer.start(fold_in(own_key, 0))
+    records = writer.record((jnp.zeros((steps, contexts)), jnp.full((steps, contexts), float(num))), zero, state)
+
+    def write(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, state, log_z, records = carry
+        state, log_z = writer.resample(fold_in(fold_in(own_key, t), 0), state, log_z)
+        state = writer.write(fold_in(fold_in(own_key, t), 1), state, t)
+        return t + 1, state, log_z, writer.record(records, t, state)
+
+    carry = (zero + 1, state, jnp.zeros(contexts), records)
+    # Texts that have ended wait for the others; once all have, nothing more can happen to a weight.
+    _, last, log_z, (twists, sizes) = lax.while_loop(lambda c: (c[0] < steps) & ~c[1].done.all(), write, carry)
+    log_weights = log_z + writer.by_prompt(last.log_weights - last.twist / beta)
+    scores = last.scores.reshape(contexts, num, 2)
+    tokens = last.tokens.reshape(contexts, num, steps)
+    return TextRun(tokens, scores[..., 0], scores[..., 1], log_weights.T, twists.T, sizes.T)
+
+
+class _Writer:
+    """Writes one token of every particle at a time; the rows of a prompt lie behind one another."""
+
+    def __init__(
+        self,
+        theirs: CausalLMDistribution,
+        ours: CausalLMDistribution | None,
+        twist: tuple[Reward, ...],
+        options: ParticleOptions,
+        beta: Array,
+        prompts: _Prompts,
+    ) -> None:
+        self.theirs, self.ours, self.twist, self.options, self.beta = theirs, ours, twist, options, beta
+        self.models = [theirs.model] if ours is None else [theirs.model, ours.model]
+        self.prompts, self.num, self.contexts = prompts, options.num_particles, len(prompts.number)
+
+    def by_prompt(self, x: Array) -> Array:
+        """Lay numbers of rows out as [particles, prompts]."""
+        return x.reshape(self.contexts, self.num).T
+
+    def start(self, key: PRNGKey) -> _Particles:
+        """Read the prompts, and write the first token."""
+        rows, steps, prompts = self.contexts * self.num, self.theirs.num_steps, self.prompts
+        capacity = prompts.tokens.shape[-1] + steps - 1
+        read = [_feed(m, prompts.tokens, prompts.mask, m.start(capacity), None) for m in self.models]
+        caches = [_map_cache(lambda x: jnp.repeat(x, self.num, 0), cache) for _, cache in read]
+        zero, blank = jnp.zeros(rows), jnp.full((rows, steps), self.theirs.pad, prompts.tokens.dtype)
+        state = _Particles(blank, blank[:, 0], caches, jnp.zeros(rows, bool), jnp.zeros((rows, 2)), zero, zero)
+        return self._choose(key, state, [jnp.repeat(h[:, -1], self.num, 0) for h, _ in read], jnp.zeros((), jnp.int32))
+
+    def resample(self, key: PRNGKey, state: _Particles, log_z: Array) -> tuple[_Particles, Array]:
+        """Draw particles anew in the prompts where few are effective."""
+        weights = self.by_prompt(state.log_weights)
+        poor = effective_size(weights) < self.options.resample_below * self.num
+        everyone = jnp.broadcast_to(jnp.arange(self.num, dtype=jnp.int32)[:, None], weights.shape)
+        parents = jnp.where(poor, ancestors(key, weights, self.options.resampling), everyone)
+        log_z = jnp.where(poor, log_z + log_mean(weights), log_z)
+
+        def inherit(state: _Particles) -> _Particles:
+            at = (parents + jnp.arange(self.contexts) * self.num).T.reshape(-1)
+            caches = [_map_cache(lambda x: x[at], cache) for cache in state.caches]
+            kept: _Particles = jax.tree.map(lambda x: x[at], state._replace(caches=[]))
+            return kept._replace(caches=caches)
+
+        state = lax.cond(poor.any(), inherit, lambda state: state, state)
+        return state._replace(log_weights=jnp.where(poor, 0.0, weights).T.reshape(-1)), log_z
+
+    def write(self, key: PRNGKey, state: _Particles, t: Array) -> _Particles:
+        """Read the last token of every particle, and write the next."""
+        there = jnp.ones((len(state.token), 1), bool)
+        read = [
+            _feed(model, state.token[:, None], there, cache, cache.axes)
+            for model, cache in zip(self.models, state.caches, strict=True)
+        ]
+        return self._choose(key, state._replace(caches=[cache for _, cache in read]), [h[:, 0] for h, _ in read], t)
+
+    def record(self, records: tuple[Array, ...], t: Array, state: _Particles) -> tuple[Array, ...]:
+        """Note the least twist and the effective number of particles after a token."""
+        new = self.by_prompt(state.twist).min(0), effective_size(self.by_prompt(state.log_weights))
+        return tuple(lax.dynamic_update_index_in_dim(x, y, t, 0) for x, y in zip(records, new, strict=True))
+
+    def _choose(self, key: PRNGKey, state: _Particles, hidden: list[Array], t: Array) -> _Particles:
+        log_prior, log_q = self._log_probs(hidden)
+        drawn = category_at(jax.random.uniform(key, (len(log_q), 1)), log_q).astype(state.tokens.dtype)
+        token = jnp.where(state.done, self.theirs.pad, drawn)
+        chosen = jnp.stack([jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_prior, log_q)], -1)
+        chosen = jnp.where(state.done[:, None], 0.0, chosen)
+        tokens = lax.dynamic_update_index_in_dim(state.tokens, token, t, 1)
+        twist = self._value(tokens, t)
+        log_weights = state.log_weights + chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
+        done = state.done | is_eos(token, self.theirs.eos)
+        return _Particles(tokens, token, state.caches, done, state.scores + chosen, log_weights, twist)
+
+    def _log_probs(self, hidden: list[Array]) -> tuple[Array, Array]:
+        """Return log-probabilities of the next token under the reference and under what writes, [rows, V]."""
+        prior = jax.nn.log_softmax(self.theirs._logits(hidden[:1]), axis=-1)
+        if self.ours is None:
+            return prior, prior
+        own = self.ours._logits(hidden[1:] if self.ours.support_model is None else hidden[::-1])
+        return prior, jax.nn.log_softmax(own, axis=-1)
+
+    def _value(self, tokens: Array, t: Array) -> Array:
+        """Return the twist of the texts so far, [rows], reward units."""
+        there = self.theirs.text_mask(tokens) & (jnp.arange(tokens.shape[-1]) <= t)
+        number, prompt, mask = (jnp.repeat(x, self.num, 0) for x in self.prompts[:3])
+        texts = Completions(number, prompt, mask, tokens, there, self.prompts.examples)
+        return sum((evaluate(part, texts) for part in self.twist), jnp.zeros(len(tokens)))
+
+
+def _feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
+    run = jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))
+    fed: tuple[Array, Any] = run(tokens, mask, cache)
+    return fed
+
+
+def _map_cache(function: Any, cache: Any) -> Any:
+    """Map over the leaves of a cache that have a row for each text."""
+    return jax.tree.map(lambda x, axis: x if axis is None else function(x), cache, cache_axes(cache))

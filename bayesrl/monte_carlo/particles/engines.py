@@ -1,0 +1,256 @@
+"""What runs the particles of `smc`: along temperatures, along the time of a scan, or as a program itself knows how."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.compilation.jit import ClosureJit
+from bayesrl.compilation.random_keys import as_hash_key, fold_in, split
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Programs
+from bayesrl.core.structure import Structure
+from bayesrl.errors import EngineError
+from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.monte_carlo.particles.filter import FilterPlan, run_filter
+from bayesrl.monte_carlo.particles.kernels import KernelName
+from bayesrl.monte_carlo.particles.resampling import Scheme
+from bayesrl.monte_carlo.particles.tempering import run_tempered
+from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
+from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist
+from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.typing import Params, PRNGKey
+
+_MOST_STATES = 2**20
+_ROUNDING = 1e-3
+
+
+class ParticleOptions(NamedTuple):
+    """How many particles, when and how to resample them, and how they look ahead; see `smc`."""
+
+    num_particles: int
+    num_replications: int
+    resample_below: float
+    resampling: Scheme
+    twist: Any
+
+
+@runtime_checkable
+class ParticleEngine(Protocol):
+    """Runs all replications of a program's particles."""
+
+    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
+        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+
+
+type _MakeEngine = Callable[[Programs, Params, ParticleOptions], ParticleEngine]
+
+_ENGINES: dict[type, _MakeEngine] = {}
+
+
+def register_particles(kind: type) -> Callable[[Any], Any]:
+    """Let programs of one class run particles along a time of their own: decorates a `ParticleEngine`."""
+
+    def register(engine: Any) -> Any:
+        _ENGINES[kind] = engine
+        return engine
+
+    return register
+
+
+def own_engine(policy: Any) -> _MakeEngine | None:
+    """Return the engine that a program's class has registered."""
+    return next((engine for kind, engine in _ENGINES.items() if isinstance(policy, kind)), None)
+
+
+@dataclass(frozen=True)
+class TemperedParticles:
+    """Particles on a path of temperatures; see `ParticleEngine`."""
+
+    programs: Programs
+    params: Params
+    size: ParticleOptions
+    schedule: Sequence[float] | None
+    moves: Sequence[KernelName] | None
+    num_moves: int
+
+    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
+        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+        structure = self.programs.structure
+        found = run_tempered(
+            key,
+            self.programs,
+            self.params,
+            beta,
+            context_axes(structure),
+            num_runs=self.size.num_replications,
+            num_particles=self.size.num_particles,
+            powers=None if self.schedule is None else self._powers(self.schedule, beta),
+            moves=self.moves,
+            num_moves=self.num_moves,
+            threshold=self.size.resample_below,
+            scheme=self.size.resampling,
+        )
+        contexts = found.log_weights.shape[-1]
+        sites = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found.sites)
+        draws = ScoredDraws.of(*_score_all(self.programs, self.params, sites), structure)
+        refuse_worthless(structure, draws)
+        return draws, found.log_weights.reshape(-1, contexts)
+
+    def _powers(self, schedule: Sequence[float], beta: float | None) -> list[float]:
+        end = 1.0 if beta is None else beta
+        if not math.isclose(schedule[-1], end, rel_tol=1e-6):
+            raise EngineError(
+                f"schedule ends at temperature {schedule[-1]:.6g}, and the posterior is that of "
+                f"{'1 (no rewards)' if beta is None else f'beta={end:.6g}'}; end it there"
+            )
+        return [end / float(t) for t in schedule[:-1]] + [1.0]
+
+
+@partial(ClosureJit, name="score_particles")
+def _score_particles(programs: Any, params: Params, sites: dict[str, Array]) -> tuple[Draws, Totals]:
+    return _scored(programs, jax.vmap(lambda values: programs.run_both(None, params, values))(sites))
+
+
+def _score_all(programs: Programs, params: Params, sites: dict[str, Any]) -> tuple[Draws, Totals]:
+    found: tuple[Draws, Totals] = jax.device_get(_score_particles(programs, params, sites))
+    return found
+
+
+def _scored(programs: Programs, draws: Draws) -> tuple[Draws, Totals]:
+    num = len(jax.tree.leaves(draws.sites)[0])
+    shape = (num, *programs.structure.context_shape)
+    rewards = {name: jnp.broadcast_to(values.sum(-1), shape) for name, values in draws.rewards.items()}
+    kept = Draws.from_sites(draws.sites)._replace(metrics=draws.metrics, rewards=rewards)
+    return kept, draws.totals(shape)
+
+
+@dataclass(frozen=True)
+class SequentialParticles:
+    """Particles along the time of a scan; see `ParticleEngine`."""
+
+    steps: TimeSteps
+    params: Params
+    size: ParticleOptions
+
+    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
+        """As `TemperedParticles.run`."""
+        structure = self.steps.programs.structure
+        plan = self._plan(beta)
+        given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key))
+        found = jax.device_get(_run((plan, self.size.num_replications), *given))
+        run, (draws, totals), weights = found
+        check_filter(structure, self.size.num_particles, run.twists, run.sizes, first=-1)
+        if not run.agrees.all():
+            raise EngineError(
+                "the program scores its paths step by step otherwise than as a whole, so weights would be wrong; it "
+                "must depend on nothing but its arguments, its sites and the carry of its scan"
+            )
+        draws, totals = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (draws, totals))
+        scored = ScoredDraws.of(draws, totals, structure)
+        refuse_worthless(structure, scored)
+        return scored, np.asarray(weights, float).reshape(-1, weights.shape[-1])
+
+    def _plan(self, beta: float | None) -> FilterPlan:
+        steps, structure = self.steps, self.steps.programs.structure
+        carry_axes = context_axes_of_carries(steps, self.params)
+        twist: Twist | None = None
+        if self.size.twist == "exact":
+            frozen = replace(steps.programs, guide=None)
+            twist = ExactTwist(frozen, beta, carry_axes[0], _MOST_STATES)
+        elif self.size.twist == "reward":
+            raise EngineError(
+                "twist='reward' is the reward of a text so far, and a scan shows its rewards step by step anyway; pass "
+                "a function of (step, carry), or twist='exact'"
+            )
+        elif self.size.twist is not None and beta is not None:
+            twist = UserTwist(self.size.twist, structure)
+        look_ahead = twist is not None and steps.programs.guide is None and steps.is_finite
+        return FilterPlan(
+            steps,
+            self.size.num_particles,
+            self.size.resample_below,
+            self.size.resampling,
+            twist,
+            look_ahead,
+            context_axes(structure),
+            carry_axes,
+        )
+
+
+def check_filter(structure: Structure, num_particles: int, twists: np.ndarray, sizes: np.ndarray, first: int) -> None:
+    """Refuse a twist that is nan, and particles that have all lost their weight.
+
+    Args:
+        structure: of the program.
+        num_particles: of one replication.
+        twists: a sum or bound of the twists over particles, nan if one is nan, [replications, steps, contexts].
+        sizes: effective numbers of particles, 0 if no particle has a weight, in the same shape.
+        first: number of the first step.
+
+    Raises:
+        EngineError: naming the step and the context.
+    """
+    if np.isnan(twists).any():
+        step, context = (int(i) for i in np.argwhere(np.isnan(twists).any(0))[0])
+        raise EngineError(
+            f"the twist is nan after step {step + first} in {_context(structure, context)}; return a finite value, "
+            "reward units, for every state that the prior can reach"
+        )
+    dead = (sizes == 0).any(0)
+    if dead.any():
+        step, context = (int(i) for i in np.argwhere(dead)[0])
+        raise EngineError(
+            f"no particle has a weight after step {step + first} in {_context(structure, context)}: every reward or "
+            f"likelihood so far is -inf; raise num_particles={num_particles}, or pass a proposal or a twist"
+        )
+
+
+def _context(structure: Any, flat: int) -> str:
+    if not structure.contexts:
+        return "the program"
+    at = np.unravel_index(flat, structure.context_shape)
+    frames = sorted(structure.contexts, key=lambda frame: frame.dim)
+    return "context " + ", ".join(f"{frame.name!r}[{int(i)}]" for frame, i in zip(frames, at, strict=True))
+
+
+class _Checked(NamedTuple):
+    """What the host must look at: twists [runs, 1 + steps, contexts], sizes as in `FilterRun`, and agreement."""
+
+    twists: Array
+    sizes: Array
+    agrees: Array
+
+
+@partial(ClosureJit, name="filter")
+def _run(static: Any, params: Params, beta: Any, key: PRNGKey) -> tuple[_Checked, tuple[Draws, Totals], Array]:
+    plan, num_runs = static
+    steps = plan.steps
+    programs = steps.programs
+    shape = (plan.num_particles, *programs.structure.context_shape)
+
+    def one(key: PRNGKey) -> tuple[_Checked, tuple[Draws, Totals], Array]:
+        run = run_filter(fold_in(key, 0), plan, params, beta)
+        keys = split(fold_in(key, 1), plan.num_particles, None)
+        # The whole program once more: it draws and scores what stands behind the scan, and confirms the steps.
+        draws = jax.vmap(lambda k, v: programs.run_both(k, params, v))(keys, run.sites)
+
+        def weight(names: Sequence[str]) -> Array:
+            totals = draws.of_sites(names).totals(shape)
+            gain = totals.log_likelihood + totals.ratio
+            return (gain if beta is None else gain + totals.reward / beta).reshape(plan.num_particles, -1)
+
+        along = weight((*steps.before, *steps.inside))
+        weights = run.log_z + run.log_weights - run.twisted + weight(steps.after)
+        possible = jnp.isfinite(along) & jnp.isfinite(run.log_weights)
+        off = jnp.where(possible, jnp.abs(along - run.total), 0.0)
+        agrees = (off <= _ROUNDING * (1 + jnp.abs(jnp.where(possible, along, 0.0)))).all()
+        return _Checked(run.twists, run.sizes, agrees), _scored(programs, draws), weights
+
+    return jax.vmap(one)(split(key, num_runs, None))

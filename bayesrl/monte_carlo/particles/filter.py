@@ -1,0 +1,235 @@
+"""A particle filter along the time of a program: draw a step, weigh, resample each context where weights degenerate."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.special import logsumexp
+
+from bayesrl.compilation.random_keys import fold_in, split
+from bayesrl.core.draws import Draws
+from bayesrl.exact.grid import Axis, decode_assignment, num_assignments
+from bayesrl.monte_carlo.particles.resampling import Scheme, ancestors, effective_size, gather, lineages, log_mean
+from bayesrl.monte_carlo.particles.time_steps import Carries, TimeSteps
+from bayesrl.monte_carlo.particles.twists import Axes, Twist
+from bayesrl.typing import Params, PRNGKey
+
+
+@dataclass(frozen=True)
+class FilterPlan:
+    """What stays fixed from run to run.
+
+    Attributes:
+        steps: the program, cut along time.
+        num_particles: particles of one run.
+        threshold: resample where fewer than this share of the particles is effective.
+        scheme: of resampling.
+        twist: value of what is still to come; None means 0.
+        look_ahead: whether to try every joint value of a step under the twist, instead of drawing from the guide.
+        site_axes: of each latent site's value, without time.
+        carry_axes: of the leaves of the policy's carry, and of the guide's.
+    """
+
+    steps: TimeSteps
+    num_particles: int
+    threshold: float
+    scheme: Scheme
+    twist: Twist | None
+    look_ahead: bool
+    site_axes: Mapping[str, Axes]
+    carry_axes: tuple[tuple[Axes, ...], tuple[Axes, ...]]
+
+
+class FilterRun(NamedTuple):
+    """One run of the filter.
+
+    Attributes:
+        sites: latent sites of the surviving paths before and inside the scan, [particles, ...].
+        log_weights: since each context's last resampling, with the last twist, [particles, contexts], nats.
+        log_z: log of the factors that earlier resampling divided out, [contexts], nats.
+        total: log π₀/q + R/β + log p(y|x) of each path, as weighed along time, [particles, contexts], nats.
+        twisted: the last twist, [particles, contexts], nats.
+        twists: sum of the twists over particles, [1 + steps, contexts], nats; nan shows a twist that is nan.
+        sizes: effective number of particles after each step, [1 + steps, contexts].
+        resampled: whether contexts were resampled before each step, [steps, contexts].
+    """
+
+    sites: dict[str, Array]
+    log_weights: Array
+    log_z: Array
+    total: Array
+    twisted: Array
+    twists: Array
+    sizes: Array
+    resampled: Array
+
+
+class _Particles(NamedTuple):
+    """The particles between two steps, [particles, ...]; weights as in `FilterRun`."""
+
+    before: dict[str, Array]
+    carries: Carries
+    log_weights: Array
+    total: Array
+    twisted: Array
+
+
+class _Move(NamedTuple):
+    """What one part of the program did to every particle: values, carries, and scores [particles, contexts], nats."""
+
+    sites: dict[str, Array]
+    carries: Carries
+    gain: Array  # log π₀/q + R/β + log p(y|x) of this part
+    increment: Array  # of the weight, with the twists
+    twisted: Array
+
+
+def run_filter(key: PRNGKey, plan: FilterPlan, params: Params, beta: Any) -> FilterRun:
+    """Run the filter once.
+
+    Args:
+        key: consumed whole.
+        plan: what stays fixed.
+        params: of the guide.
+        beta: temperature, traced; None without rewards.
+    """
+    num, steps = plan.num_particles, plan.steps
+    contexts = math.prod(steps.programs.structure.context_shape)
+    filter_ = _Filter(plan, params, beta)
+    everyone = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[:, None], (num, contexts))
+    zero = jnp.zeros((num, contexts))
+    move = filter_.enter(fold_in(key, 0))
+    start = _Particles(move.sites, move.carries, move.increment, move.gain, move.twisted)
+
+    def advance(carry: tuple[_Particles, Array], t: Array) -> tuple[tuple[_Particles, Array], tuple[Any, ...]]:
+        old, log_z = carry
+        own_key = fold_in(fold_in(key, 1), t)
+        size = effective_size(old.log_weights)
+        poor = size < plan.threshold * num
+        parents = jnp.where(poor, ancestors(fold_in(own_key, 0), old.log_weights, plan.scheme), everyone)
+        log_z = jnp.where(poor, log_z + log_mean(old.log_weights), log_z)
+        log_weights = jnp.where(poor, zero, old.log_weights)
+        before = filter_.inherit_sites(old.before, parents)
+        carries = filter_.inherit_carries(old.carries, parents)
+        total, twisted = (jnp.take_along_axis(x, parents, 0) for x in (old.total, old.twisted))
+        move = filter_.step(fold_in(own_key, 1), t, before, carries, twisted)
+        new = _Particles(before, move.carries, log_weights + move.increment, total + move.gain, move.twisted)
+        return (new, log_z), (parents, move.sites, size, poor, move.twisted.sum(0))
+
+    first = (start, jnp.zeros(contexts))
+    (last, log_z), (parents, inside, sizes, resampled, twists) = lax.scan(advance, first, jnp.arange(steps.length))
+    lines, _ = lineages(parents)  # sites before the scan moved along with their particles
+    paths = jax.vmap(filter_.inherit_sites)(inside, lines)
+    sites = last.before | {name: jnp.moveaxis(value[:, :, 0], 0, 1) for name, value in paths.items()}
+    twists = jnp.concatenate([start.twisted.sum(0)[None], twists])
+    sizes = jnp.concatenate([sizes, effective_size(last.log_weights)[None]])
+    return FilterRun(sites, last.log_weights, log_z, last.total, last.twisted, twists, sizes, resampled)
+
+
+class _Filter:
+    """The two parts of a program's run, for all particles at once."""
+
+    def __init__(self, plan: FilterPlan, params: Params, beta: Any) -> None:
+        self.plan, self.params, self.beta, self.num = plan, params, beta, plan.num_particles
+        self.shape = plan.steps.programs.structure.context_shape
+        self.contexts = math.prod(self.shape)
+
+    def enter(self, key: PRNGKey) -> _Move:
+        """Run what stands before the scan."""
+        steps, zero = self.plan.steps, jnp.zeros((self.num, self.contexts))
+        if self.plan.look_ahead:
+            axes = steps.axes(steps.before)
+            return self._best(key, axes, lambda v: steps.enter(None, self.params, v), -1, {}, zero, ())
+        draws, carries = jax.vmap(lambda k: steps.enter(k, self.params, {}))(split(key, self.num, None))
+        return self._weighed(draws, carries, -1, draws.sites, zero)
+
+    def step(self, key: PRNGKey, t: Array, before: dict[str, Array], carries: Carries, twisted: Array) -> _Move:
+        """Run one step of the scan."""
+        steps = self.plan.steps
+        if self.plan.look_ahead:
+            axes = steps.axes(steps.inside)
+
+            def run(values: dict[str, Array], before: dict[str, Array], carries: Carries) -> tuple[Draws, Carries]:
+                return steps.step(None, self.params, t, before | values, carries)
+
+            return self._best(key, axes, run, t, before, twisted, (before, carries))
+        draws, carries = jax.vmap(lambda k, b, c: steps.step(k, self.params, t, b, c))(
+            split(key, self.num, None), before, carries
+        )
+        return self._weighed(draws, carries, t, before, twisted)
+
+    def _weighed(self, draws: Draws, carries: Carries, t: Any, before: dict[str, Array], twisted: Array) -> _Move:
+        gain = self._gain(draws, (self.num,))
+        later = self._value(t, carries.policy, before, (self.num,))
+        return _Move(draws.sites, carries, gain, gain + later - twisted, later)
+
+    def _best(
+        self,
+        key: PRNGKey,
+        axes: tuple[Axis, ...],
+        run: Any,
+        t: Any,
+        before: dict[str, Array],
+        twisted: Array,
+        given: Any,
+    ) -> _Move:
+        """Try every assignment of the axes, and choose each with its share of prior × exp((R + twist)/β)."""
+        number, num = num_assignments(axes), self.num
+        values = jax.vmap(lambda k: decode_assignment(axes, k))(jnp.arange(number))
+        # [assignments, particles, ...]; without particles' own states there is one row to try for all of them.
+        each = jax.vmap(lambda *own: jax.vmap(lambda v: run(v, *own))(values), axis_size=num)(*given)
+        draws, carries = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), each)
+        lead = (number, num)
+        prior = draws.totals((*lead, *self.shape)).log_prior.reshape(*lead, -1)
+        gain = self._gain(draws, lead)
+        tried = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), before) if given else draws.sites
+        later = self._value(t, carries.policy, tried, lead)
+        scores = prior + gain + later
+        best = logsumexp(scores, axis=0)
+        chosen = jax.random.categorical(key, jnp.where(jnp.isfinite(best), scores, prior), axis=0)
+
+        def of_chosen(x: Array) -> Array:
+            return jnp.take_along_axis(x, chosen[None], 0)[0]
+
+        sites = {name: self._pick(x, chosen, self.plan.site_axes[name]) for name, x in draws.sites.items()}
+        return _Move(
+            sites, self._map_carries(self._pick, carries, chosen), of_chosen(gain), best - twisted, of_chosen(later)
+        )
+
+    def inherit_sites(self, sites: dict[str, Array], parents: Array) -> dict[str, Array]:
+        """Let each context of each particle take the values of its parent."""
+        return {name: gather(x, parents, self.plan.site_axes[name], self.shape) for name, x in sites.items()}
+
+    def inherit_carries(self, carries: Carries, parents: Array) -> Carries:
+        """Let each context of each particle take its part of its parent's carries."""
+        return self._map_carries(lambda x, at, axes: gather(x, at, axes, self.shape), carries, parents)
+
+    def _map_carries(self, take: Any, carries: Carries, at: Array) -> Carries:
+        taken = []
+        for carry, axes in zip(carries, self.plan.carry_axes, strict=True):
+            leaves, form = jax.tree.flatten(carry)
+            taken.append(jax.tree.unflatten(form, [take(x, at, own) for x, own in zip(leaves, axes, strict=True)]))
+        return Carries(*taken)
+
+    def _pick(self, value: Array, chosen: Array, axes: Axes) -> Array:
+        """Take the chosen assignment of each particle and context, of [assignments, particles, ...]."""
+        return jax.vmap(lambda x, at: gather(x, at[None], axes, self.shape)[0], (1, 0))(value, chosen)
+
+    def _gain(self, draws: Draws, lead: tuple[int, ...]) -> Array:
+        totals = draws.totals((*lead, *self.shape))
+        gain = totals.log_likelihood + totals.ratio
+        return (gain if self.beta is None else gain + totals.reward / self.beta).reshape(*lead, self.contexts)
+
+    def _value(self, t: Any, carry: Any, before: dict[str, Array], lead: tuple[int, ...]) -> Array:
+        if self.plan.twist is None:
+            return jnp.zeros((*lead, self.contexts))
+        run = self.plan.twist
+        for _ in lead:
+            run = jax.vmap(run, (None, 0, 0))
+        found = run(jnp.asarray(t), carry, before)
+        scale = 1.0 if self.beta is None else self.beta
+        return jnp.broadcast_to(found, (*lead, *self.shape)).reshape(*lead, self.contexts) / scale

@@ -1,0 +1,289 @@
+"""Moves that leave a tempered target q·exp(λ·w) invariant, in each context on its own.
+
+q is the law that particles start from, the prior or a fit, and w = log π₀/q + R/β + log p(y|x).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpyro.distributions import biject_to
+from numpyro.infer.hmc_util import velocity_verlet
+
+from bayesrl.compilation.random_keys import dummy_key, fold_in, split
+from bayesrl.core.programs import Programs
+from bayesrl.core.trace import abstract_trace
+from bayesrl.monte_carlo.particles.twists import Axes
+from bayesrl.typing import Params, PRNGKey
+
+type KernelName = Literal["independence", "gibbs", "hmc"]
+
+_MOST_VALUES = 256
+"""Sites with more values than this are not moved one element at a time."""
+
+_MOST_ELEMENTS = 16
+"""This many elements of a site are moved in one sweep, drawn at random."""
+
+_LEAPFROGS = 8
+
+
+class Scored(NamedTuple):
+    """Particles with their scores: sites [particles, ...], log q and w [particles, contexts], nats."""
+
+    sites: dict[str, Array]
+    log_q: Array
+    w: Array
+
+    def where(self, accept: Array, other: "Scored", axes: dict[str, Axes], shape: tuple[int, ...]) -> "Scored":
+        """Take another's values and scores in the contexts that accept, [particles, contexts]."""
+        sites = {
+            name: jnp.where(_spread(accept, x, axes[name], shape), other.sites[name], x)
+            for name, x in self.sites.items()
+        }
+        pairs = ((other.log_q, self.log_q), (other.w, self.w))
+        return Scored(sites, *(jnp.where(accept, new, old) for new, old in pairs))
+
+
+def _spread(accept: Array, value: Array, axes: Axes, shape: tuple[int, ...]) -> Array:
+    """Lay flags [particles, contexts] along the context axes of a value [particles, ...]."""
+    flags = accept.reshape(-1, *shape)
+    own = [(1 + axis, 1 + i) for i, axis in enumerate(axes) if axis is not None]
+    flags = flags[(slice(None), *(slice(None) if axis is not None else 0 for axis in axes))]
+    order = np.argsort([at for at, _ in own])
+    flags = flags.transpose(0, *(1 + int(i) for i in order))
+    places = {at for at, _ in own}
+    return flags.reshape(-1, *(value.shape[i] if i in places else 1 for i in range(1, value.ndim)))
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tempered target of one program.
+
+    Attributes:
+        programs: policy and guide.
+        params: of the guide.
+        beta: reward units per nat, traced; None without rewards.
+        axes: where the contexts lie in each site's value.
+    """
+
+    programs: Programs
+    params: Params
+    beta: Any
+    axes: dict[str, Axes]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the context plates."""
+        return self.programs.structure.context_shape
+
+    def score(self, sites: dict[str, Array]) -> tuple[Array, Array]:
+        """Score the sites of one particle: log q and w, [contexts], nats."""
+        return self._totals(None, sites)[1:]
+
+    def draw(self, key: PRNGKey, num: int) -> Scored:
+        """Draw particles from q."""
+        return Scored(*jax.vmap(lambda k: self._totals(k, {}))(split(key, num, None)))
+
+    def _totals(self, key: PRNGKey | None, sites: dict[str, Array]) -> tuple[dict[str, Array], Array, Array]:
+        draws = self.programs.run_both(key, self.params, sites)
+        totals = draws.totals(self.shape)
+        w = totals.log_likelihood + totals.ratio
+        w = w if self.beta is None else w + totals.reward / self.beta
+        return draws.sites, totals.log_q.reshape(-1), w.reshape(-1)
+
+
+def independence(key: PRNGKey, target: Target, particles: Scored, power: Array) -> tuple[Scored, Array]:
+    """Propose a fresh draw of q; accept with probability min(1, exp(λ(w′ − w))); also return acceptance rates."""
+    num = len(particles.w)
+    proposed = target.draw(fold_in(key, 0), num)
+    log_accept = _difference(power * proposed.w, power * particles.w)
+    accept = jnp.log(jax.random.uniform(fold_in(key, 1), log_accept.shape)) < log_accept
+    return particles.where(accept, proposed, target.axes, target.shape), accept.mean(0)
+
+
+def _difference(new: Array, old: Array) -> Array:
+    """Subtract log-densities; from −inf every move is accepted that leads to a finite one."""
+    return jnp.where(old == -jnp.inf, jnp.where(new == -jnp.inf, -jnp.inf, jnp.inf), new - old)
+
+
+@dataclass(frozen=True)
+class FiniteSite:
+    """A site with few values, moved one element at a time.
+
+    Attributes:
+        name: of the site.
+        values: of one element.
+        axes: where the contexts lie in its value.
+        cell: shape of the part of its value that belongs to one context.
+    """
+
+    name: str
+    values: tuple[int, ...]
+    axes: Axes
+    cell: tuple[int, ...]
+
+    def with_element(self, value: Array, element: Array, new: Array) -> Array:
+        """Set one element of every context of a value to `new`."""
+        mask = jnp.arange(math.prod(self.cell)).reshape(self.cell) == element
+        return jnp.where(mask, new.astype(value.dtype), value)
+
+
+def finite_sites(programs: Programs, axes: dict[str, Axes]) -> tuple[FiniteSite, ...]:
+    """Return the action sites that Gibbs moves can take."""
+    found = []
+    for name in programs.structure.actions:
+        site = programs.structure[name]
+        if site.support is not None and len(site.support) <= _MOST_VALUES and site.event_dim == 0:
+            cell = tuple(1 if i in axes[name] else n for i, n in enumerate(site.shape))
+            found.append(FiniteSite(name, tuple(int(v) for v in site.support), axes[name], cell))
+    return tuple(found)
+
+
+def gibbs(key: PRNGKey, target: Target, sites: tuple[FiniteSite, ...], particles: Scored, power: Array) -> Scored:
+    """Redraw single elements of finite sites from their conditional laws; a random choice of elements per sweep."""
+    num = len(particles.w)
+    for at, site in enumerate(sites):
+        values = jnp.asarray(site.values)
+        size = math.prod(site.cell)
+
+        def sweep(
+            particles: Scored, own_key: PRNGKey, site: FiniteSite = site, values: Array = values, size: int = size
+        ) -> tuple[Scored, None]:
+            element = jax.random.randint(fold_in(own_key, 0), (num,), 0, size)
+
+            def tried(particle: dict[str, Array], element: Array) -> tuple[Array, Array]:
+                def one(new: Array) -> tuple[Array, Array]:
+                    return target.score(particle | {site.name: site.with_element(particle[site.name], element, new)})
+
+                return jax.vmap(one)(values)
+
+            log_q, w = jax.vmap(tried)(particles.sites, element)  # [particles, values, contexts]
+            scores = log_q + power * w
+            present = jnp.where(jnp.isfinite(scores).any(1, keepdims=True), scores, 0.0)
+            index = jax.random.categorical(fold_in(own_key, 1), present, axis=1)  # [particles, contexts]
+            stuck = ~jnp.isfinite(scores).any(1)
+            chosen = jax.vmap(lambda v, e, i: _set(site, v, e, values[i], target.shape))(
+                particles.sites[site.name], element, index
+            )
+            take = lambda x: jnp.take_along_axis(x, index[:, None], 1)[:, 0]  # noqa: E731
+            new = Scored(particles.sites | {site.name: chosen}, take(log_q), take(w))
+            return particles.where(~stuck, new, target.axes, target.shape), None
+
+        keys = split(fold_in(key, at), min(size, _MOST_ELEMENTS), None)
+        particles, _ = lax.scan(sweep, particles, keys)
+    return particles
+
+
+def _set(site: FiniteSite, value: Array, element: Array, new: Array, shape: tuple[int, ...]) -> Array:
+    """Set one element of each context of a value to that context's own number, [contexts]."""
+    return site.with_element(value, element, _spread(new[None], value[None], site.axes, shape)[0])
+
+
+@dataclass(frozen=True)
+class SmoothSite:
+    """A continuous site, moved along gradients in unconstrained coordinates."""
+
+    name: str
+    transform: Any
+    event_dim: int
+    axes: Axes
+
+
+def smooth_sites(programs: Programs, axes: dict[str, Axes]) -> tuple[SmoothSite, ...]:
+    """Return the continuous action sites whose support is the same in every run."""
+    trace = abstract_trace(dummy_key(), programs.policy, programs.args).trace
+    found = []
+    for name in programs.structure.actions:
+        site = programs.structure[name]
+        if site.discrete:
+            continue
+        support = trace.sites[name].fn.support
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
+            found.append(SmoothSite(name, biject_to(support), site.event_dim, axes[name]))
+    return tuple(found)
+
+
+class Scales(NamedTuple):
+    """Of Hamiltonian moves: the spread of each coordinate, and the length of a step, [contexts]."""
+
+    spread: dict[str, Any]
+    step: Any
+
+
+def hamiltonian(
+    key: PRNGKey,
+    target: Target,
+    sites: tuple[SmoothSite, ...],
+    particles: Scored,
+    power: Array,
+    scales: Scales,
+) -> tuple[Scored, Array]:
+    """Move continuous sites by Hamiltonian Monte Carlo, accepted in each context; also return acceptance rates."""
+    shape = target.shape
+
+    def unconstrain(values: dict[str, Array]) -> dict[str, Array]:
+        return {site.name: site.transform.inv(values[site.name]) for site in sites}
+
+    def energy(u: dict[str, Array], particle: dict[str, Array]) -> tuple[Array, tuple[Any, ...]]:
+        values, volume = dict(particle), jnp.zeros(math.prod(shape))
+        for site in sites:
+            x = site.transform(u[site.name])
+            values[site.name] = x
+            volume += _per_context(site.transform.log_abs_det_jacobian(u[site.name], x), site.axes, shape)
+        log_q, w = target.score(values)
+        return -(log_q + power * w + volume), (values, log_q, w)
+
+    def one(key: PRNGKey, particle: dict[str, Array]) -> tuple[Any, ...]:
+        u = unconstrain(particle)
+        # A step of length ε with variances s² is a step of length 1 with variances (ε·s)².
+        inverse = {
+            site.name: (scales.spread[site.name] * _spread(scales.step[None], u[site.name][None], site.axes, shape)[0])
+            ** 2
+            for site in sites
+        }
+        momentum = {
+            site.name: jax.random.normal(fold_in(key, i), u[site.name].shape) / jnp.sqrt(inverse[site.name])
+            for i, site in enumerate(sites)
+        }
+
+        def kinetic(inverse: dict[str, Array], r: dict[str, Array]) -> Array:
+            return sum(((0.5 * inverse[name] * r[name] ** 2).sum() for name in r), jnp.zeros(()))
+
+        def kinetic_by_context(r: dict[str, Array]) -> Array:
+            parts = (_per_context(0.5 * inverse[s.name] * r[s.name] ** 2, s.axes, shape) for s in sites)
+            return sum(parts, jnp.zeros(math.prod(shape)))
+
+        start, update = velocity_verlet(lambda z: energy(z, particle)[0].sum(), kinetic)
+        state = start(u, momentum)
+        state = lax.fori_loop(0, _LEAPFROGS, lambda _, s: update(1.0, inverse, s), state)
+        before = energy(u, particle)[0] + kinetic_by_context(momentum)
+        after, (values, log_q, w) = energy(state.z, particle)
+        change = before - after - kinetic_by_context(state.r)
+        return values, log_q, w, jnp.where(jnp.isnan(change), -jnp.inf, change)
+
+    values, log_q, w, change = jax.vmap(one)(split(fold_in(key, 0), len(particles.w), None), particles.sites)
+    accept = jnp.log(jax.random.uniform(fold_in(key, 1), change.shape)) < change
+    moved = particles.where(accept, Scored(values, log_q, w), target.axes, shape)
+    return moved, jnp.exp(jnp.minimum(change, 0.0)).mean(0)
+
+
+def _per_context(values: Array, axes: Axes, shape: tuple[int, ...]) -> Array:
+    """Sum a value over all axes that are no contexts, [contexts]; a value outside a plate counts in each context."""
+    own = [axis for axis in axes if axis is not None]
+    total = values.sum([i for i in range(values.ndim) if i not in own])
+    total = total.transpose([sorted(own).index(axis) for axis in own])
+    sizes = [n if axis is not None else 1 for n, axis in zip(shape, axes, strict=True)]
+    return jnp.broadcast_to(total.reshape(sizes), shape).reshape(-1)
+
+
+def spread_of(sites: tuple[SmoothSite, ...], particles: dict[str, Array]) -> dict[str, Array]:
+    """Return the standard deviation of each unconstrained coordinate over particles [runs, particles, ...]."""
+    found = {}
+    for site in sites:
+        u = site.transform.inv(particles[site.name])
+        found[site.name] = jnp.maximum(jnp.nan_to_num(u.std((0, 1)), nan=1.0), 1e-3)
+    return found

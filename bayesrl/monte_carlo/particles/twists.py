@@ -1,0 +1,114 @@
+"""Twists: values of what is still to come, by which a particle filter looks ahead."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.core.programs import Programs
+from bayesrl.core.structure import Structure
+from bayesrl.errors import EngineError
+from bayesrl.exact.backward_induction import solve
+from bayesrl.exact.grid import assignments
+from bayesrl.exact.scan_states import reads_outputs, split_scan, tabulate_states
+from bayesrl.exact.weighted_draws import context_axes
+
+type Axes = tuple[int | None, ...]
+"""Where each context plate lies in an array; None for a plate that the array is outside of."""
+
+type Twist = Callable[[Array, Any, Mapping[str, Array]], Array]
+"""From the step just taken (−1 before the first), the carry after it and the latent sites before the scan to the value
+of what is still to come, reward units, [*contexts]."""
+
+
+class UserTwist:
+    """A function of (step, carry) as a twist, checked for the shape of its values.
+
+    After the last step of a program that ends there, nothing is to come, whatever the function says.
+    """
+
+    def __init__(self, function: Callable[..., Any], structure: Structure) -> None:
+        self.function, self.shape = function, structure.context_shape
+        last = structure.sites[-1]
+        self.length = last.length if last.scan is not None else None
+
+    def __call__(self, step: Array, carry: Any, before: Mapping[str, Array]) -> Array:
+        """Return the value, [*contexts]."""
+        value = jnp.asarray(self.function(step, carry))
+        if value.shape != self.shape:
+            raise EngineError(
+                f"the twist returned shape {value.shape}; return one value for each context, of shape {self.shape}"
+            )
+        if self.length is None:
+            return value
+        return jnp.where(step == self.length - 1, 0.0, value)
+
+
+class ExactTwist:
+    """The soft value of every state that a finite program with a scan can reach: V = β·log E[exp(what is to come/β)].
+
+    Under it all particles have the same weight, Z.
+    """
+
+    def __init__(self, program: Programs, beta: float | None, carry_axes: tuple[Axes, ...], max_count: int) -> None:
+        structure = program.structure
+        scan = split_scan(program)
+        assert scan is not None
+        if reads_outputs(scan):
+            raise EngineError(
+                "what comes behind the scan reads its stacked outputs, so no value of the carry tells what is to come; "
+                "carry what it reads through the scan, or pass a twist that you know"
+            )
+        stages, states = tabulate_states(scan, max_count)
+        self.shape = structure.context_shape
+        axes = context_axes(structure)
+        self.before = {name: axes[name] for name in scan.before if structure[name].latent}
+        self.carry_axes = carry_axes
+        values = solve(stages, 1.0 if beta is None else beta, rewarded=beta is not None).by_state[1:]
+        widest = max(len(v) for v in values)
+        # The last stage may lie behind the scan; without one nothing comes after the last step.
+        blank = [np.zeros((1, values[0].shape[-1]))] if len(values) == scan.length else []
+        self.values = np.stack([_padded(v, widest, np.nan) for v in [*values, *blank]])
+        grid = scan.axes(scan.before)
+        tables = [self._columns(assignments(grid, s["prefix"]), s["carry"]) for s in states]
+        tables += [tables[-1]] * len(blank)
+        self.table = [np.stack([_padded(x, widest, 0) for x in leaf]) for leaf in zip(*tables, strict=True)]
+        if blank:
+            self.values[-1] = 0.0
+
+    def _columns(self, before: Mapping[str, Any], carry: Any) -> list[Any]:
+        """Lay out everything that tells states apart as [states, contexts, numbers]."""
+        leaves = [(before[name], axes) for name, axes in sorted(self.before.items())]
+        leaves += list(zip(jax.tree.leaves(carry), self.carry_axes, strict=True))
+        return [_by_context(jnp, x, axes, self.shape) for x, axes in leaves]
+
+    def __call__(self, step: Array, carry: Any, before: Mapping[str, Array]) -> Array:
+        """Look a state up; nan for one that the table does not have."""
+        one = jax.tree.map(lambda x: x[None], (dict(before), carry))
+        columns = [x[0] for x in self._columns(*one)]
+        found = jnp.ones(self.values.shape[1:], bool)
+        for table, own in zip(self.table, columns, strict=True):
+            found &= (jnp.asarray(table)[step + 1] == own).all(-1)
+        values = jnp.asarray(self.values, jnp.result_type(float))[step + 1]
+        found &= ~jnp.isnan(values)
+        at = jnp.argmax(found, 0)[None]
+        value = jnp.where(found.any(0), jnp.take_along_axis(values, at, 0)[0], jnp.nan)
+        last = (step + 2 == len(self.values)) & (self.values[-1] == 0).all()
+        return jnp.where(last, 0.0, value).reshape(self.shape)
+
+
+def _padded(rows: Any, number: int, value: float) -> np.ndarray:
+    return np.pad(np.asarray(rows), [(0, number - len(rows)), *((0, 0),) * (rows.ndim - 1)], constant_values=value)
+
+
+def _by_context(xp: Any, value: Any, axes: Axes, shape: tuple[int, ...]) -> Any:
+    """Lay out [rows, ...] as [rows, contexts, numbers], contexts flat."""
+    own = [1 + axis for axis in axes if axis is not None]
+    moved = xp.moveaxis(value, own, range(1, 1 + len(own)))
+    sizes = [n if axis is not None else 1 for n, axis in zip(shape, axes, strict=True)]
+    moved = moved.reshape(len(value), *sizes, -1)
+    full = xp.broadcast_to(moved, (len(value), *shape, moved.shape[-1]))
+    return full.reshape(len(value), -1, moved.shape[-1])
