@@ -20,7 +20,7 @@ from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.display.formatting import format_beta, format_estimate, format_percent, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator
+from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator, refuse_other_regularizer
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Numbers, PRNGKey
@@ -184,6 +184,7 @@ def coverage(
 
 def _matched(fit: Posterior, structure: Structure, target: WeightedDraws) -> list[float | None]:
     """Return each β of the fit; refuse targets that do not hold exact draws of p* at all of them."""
+    refuse_other_regularizer(target, "coverage asks for")
     if target.ess is not None and target.num_accepted is None:
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"

@@ -146,11 +146,13 @@ class Solution:
         value: optimal objective, [contexts], reward units; β·log p(y) is part of it.
         joint: log of optimal policy × nature in each stage, [states, assignments, contexts], nats.
         by_state: optimal objective from each stage on, [states, contexts], reward units.
+        divergence: D_f(q‖π₀), [contexts], if another regulariser took the place of KL; then `value` is J* itself.
     """
 
     value: np.ndarray
     joint: list[np.ndarray]
     by_state: list[np.ndarray]
+    divergence: np.ndarray | None = None
 
 
 def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:

@@ -3,22 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
-from numpyro import handlers
-from scipy.special import logsumexp
 
-from bayesrl.arguments import Count, Untraced, checked
+from bayesrl.arguments import Count, Untraced, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import (
-    LOG_ZERO,
-    MASS_TOLERANCE,
     ProgramStage,
     Solution,
     axes_and_digits,
@@ -28,10 +23,18 @@ from bayesrl.exact.backward_induction import (
     solve,
 )
 from bayesrl.exact.grid import digits, path_axes, scatter
+from bayesrl.exact.regularizers import (
+    Regularizer,
+    RegularizerName,
+    make_regularizer,
+    refuse_unregularized,
+    solve_regularized,
+)
 from bayesrl.exact.tabulation import (
     check_grid_size,
     enumerate_paths,
     freeze_program,
+    name_context,
     score_by_context,
     tabulate_stages,
 )
@@ -40,10 +43,19 @@ from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Numbers, Params, Program
 
 
-@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
+@checked(
+    EngineError,
+    Untraced("call it outside: it compiles its own programs"),
+    UnusedOption("alpha", lambda given: given["regularizer"] != "alpha", "only regularizer='alpha' has an order"),
+)
 @trace_cache()
 def enumerate_posterior(
-    policy: Program, *args: Any, beta: Beta | None = None, max_count: Count = 2**20
+    policy: Program,
+    *args: Any,
+    beta: Beta | None = None,
+    max_count: Count = 2**20,
+    regularizer: RegularizerName = "kl",
+    alpha: float | None = None,
 ) -> WeightedDraws:
     """Compute the tilted posterior of a finite program exactly.
 
@@ -52,12 +64,21 @@ def enumerate_posterior(
     action reads a draw with observable=False. Programs with a `scan` are solved state by state.
     Parameters inside the policy are frozen: the policy is the prior.
 
+    Another `regularizer` gives another optimum: max_q E[R] − β·D_f(q‖π₀), D_f = E_π₀[f(t)], t = q/π₀, is attained
+    at q = π₀·max(0, (f′)⁻¹((R − λ)/β)), with λ per context such that q adds up to 1. It keeps inside the prior's
+    support, enumerates whole paths, and has no log Z.
+
     Args:
         policy: the program; every latent site has a finite support.
         *args: arguments of the program.
         beta: temperature, reward units per nat, [*beta]; required with rewards, refused without.
         max_count: largest number of assignments, or of reachable states × assignments, to visit.
             Elements of context plates share assignments; other elements multiply them.
+        regularizer: f, up to a multiple of t − 1, which changes nothing. `kl`: t·log t. `chi_squared`: (t − 1)²/2.
+            `chi_squared_kl`: their sum. `jensen_shannon_sum`: KL(q‖m) + KL(π₀‖m), with m halfway between q and π₀;
+            `jensen_shannon`: half of it, at most log 2. `forward_kl`: −log t, which is KL(π₀‖q). `alpha`:
+            (tᵅ − 1)/(α(α − 1)), χ²/2 at α = 2, four times the squared Hellinger distance 1 − Σ√(q·π₀) at α = ½.
+        alpha: α, not 0 or 1, where it is a KL.
 
     Returns:
         `WeightedDraws` with exact weights, evidence and optimum. Metrics that mix contexts, or that
@@ -66,7 +87,9 @@ def enumerate_posterior(
 
     Raises:
         EngineError: there are too many assignments, a support is not finite, a plate is subsampled,
-            environment sites are mixed with observed ones, or the reward is −inf everywhere.
+            environment sites are mixed with observed ones, or the reward is −inf everywhere. With another
+            regularizer also: there are environment sites or no rewards, a reward of −inf makes it infinite, or a
+            context (named) has no λ in double precision.
         PolicyError: beta does not fit the program; a reward is NaN or +inf; or the prior reads
             draws that the agent does not see.
 
@@ -78,23 +101,32 @@ def enumerate_posterior(
         >>> result = bayesrl.enumerate_posterior(sequence, beta=1.0)
         >>> np.exp(result.log_weights).round(3).tolist(), float(np.exp(result.log_evidence.mean).round(4))
         ([0.3, 0.4, 0.3], 1.6667)
+        >>> other = bayesrl.enumerate_posterior(sequence, beta=1.0, regularizer="chi_squared")
+        >>> np.exp(other.log_weights).round(3).tolist(), other.regularizer
+        ([0.293, 0.426, 0.281], 'chi_squared')
 
     References:
         Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", sections 2.2
         and 2.4: the soft Bellman equations, here with nature's draws averaged and not tilted.
+        Huang et al. (2024), "Correcting the Mythos of KL-Regularization", for χ² + KL; Wang, Jiang, Yang, Liu & Chen
+        (2023), "Beyond Reverse KL", for f-divergences from the prior.
     """
-    return _solved(freeze_program(policy, args, beta), {}, beta, max_count)
+    chosen = make_regularizer(regularizer, alpha)
+    program = freeze_program(policy, args, beta)
+    if chosen is None:
+        return _solved(program, {}, beta, max_count)
+    return _regularized(program, beta, max_count, chosen, regularizer, alpha)
 
 
 def enumerate_target(
     programs: Programs, params: Params, beta: Beta | None = None, max_count: Count = 2**20
 ) -> WeightedDraws:
     """Like `enumerate_posterior`, but with the compiled program that `evaluate_exactly` uses for the fit."""
-    program, params = _beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
+    program, params = beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
     return _solved(program, params, beta, max_count)
 
 
-def _beside_guide(program: Programs, fit: Programs, params: Params) -> tuple[Programs, Params]:
+def beside_guide(program: Programs, fit: Programs, params: Params) -> tuple[Programs, Params]:
     """Score a guide beside a frozen policy, in the same compiled program."""
     if fit.guide is None and not fit.learned:
         return program, {}
@@ -109,6 +141,23 @@ def _solved(program: Programs, params: Params, beta: Beta | None, max_count: int
     solutions = [solve(stages, float(b)) for b in betas.reshape(-1)]
     _refuse_impossible(program, solutions)
     return _result(program, stages, solutions, exact, None if beta is None else betas, whole=scan is None)
+
+
+def _regularized(
+    program: Programs, beta: Beta | None, max_count: int, chosen: Regularizer, name: str, alpha: float | None
+) -> WeightedDraws:
+    """Solve with another regulariser than KL, over whole paths."""
+    structure = program.structure
+    refuse_unregularized(structure, name)
+    axes = path_axes(structure)
+    scanned = any(site.scan is not None for site in structure.sites)
+    check_grid_size(axes, structure, max_count, f"regularizer={name!r} is no sum over time steps" if scanned else None)
+    stages = [enumerate_paths(program, {}, axes).stage]
+    betas = np.asarray(beta, float)
+    solutions = [solve_regularized(stages[0], float(b), chosen, name, structure) for b in betas.reshape(-1)]
+    _refuse_impossible(program, solutions)
+    result = _result(program, stages, solutions, exact_metrics(program, {}, stages), betas, whole=True)
+    return replace(result, regularizer=name, alpha=alpha)
 
 
 def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramStage]) -> set[str]:
@@ -162,11 +211,8 @@ def _refuse_impossible(program: Programs, solutions: Sequence[Solution]) -> None
     structure = program.structure
     never = np.flatnonzero(~np.isfinite(np.stack([s.value for s in solutions])).all(0))
     if never.size:
-        where = [int(i) for i in np.unravel_index(int(never[0]), structure.context_shape)]
-        plates = [frame.name for frame in sorted(structure.contexts, key=lambda frame: frame.dim)]
-        named = ", ".join(f"{plate!r}[{i}]" for plate, i in zip(plates, where, strict=True))
         raise EngineError(
-            f"every assignment{f' of context {named}' if named else ''} has reward or likelihood -inf "
+            f"every assignment{name_context(structure, int(never[0]))} has reward or likelihood -inf "
             f"({never.size} of {max(structure.num_contexts, 1)} contexts), so nothing is possible under p*; "
             "allow at least one action there"
         )
@@ -177,6 +223,7 @@ def _expect(
 ) -> tuple[np.ndarray, Estimates]:
     """Return log Z and the averages under the optimum at one temperature, [contexts]."""
     weights = marginals(stages, solution)
+    other: Any = solution.divergence
 
     def mean(read: Callable[[ProgramStage], np.ndarray]) -> Any:
         return expectation(weights, [read(stage) for stage in stages])
@@ -184,12 +231,14 @@ def _expect(
     reward = mean(lambda stage: stage.reward)
     evidence = solution.value if beta is None else solution.value / beta - marginal
     kl = (mean(lambda stage: stage.likelihood) if beta is None else reward / beta) - evidence
+    if other is not None:
+        kl = mean(lambda stage: solution.joint[0] - stage.log_prob("action") - stage.likelihood) + marginal
     metrics: dict[str, Any] = {
         name: expectation(weights, [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages])
         for name in sorted(exact)
     }
-    optimum: Any = evidence if beta is None else beta * evidence
-    return evidence, Estimates(optimum, reward, np.maximum(kl, 0.0), metrics)
+    optimum: Any = evidence if beta is None else solution.value if other is not None else beta * evidence
+    return evidence, Estimates(optimum, reward, np.maximum(kl, 0.0), metrics, None, other)
 
 
 def _result(
@@ -233,7 +282,8 @@ def _result(
         array = np.stack([value.mean() for value in values]).reshape(lead)
         return Estimate(array, np.zeros_like(array))
 
-    evidence = None if structure.names("environment") else stacked([log_z for log_z, _ in lanes])
+    unknown = structure.names("environment") or solutions[0].divergence is not None
+    evidence = None if unknown else stacked([log_z for log_z, _ in lanes])
     result = WeightedDraws(
         sites=sites,
         log_weights=np.stack(log_weights).reshape((*lead, -1 if whole else 0, *shape)),
@@ -253,111 +303,3 @@ def _result(
     found = metrics_from_draws(key_from_seed(0), result, program, rest)
     metrics = {**result.estimates.metrics, **found}
     return replace(result, estimates=result.estimates._replace(metrics=metrics))
-
-
-class Evaluation(NamedTuple):
-    """What a guide achieves, exactly, [*contexts].
-
-    Attributes:
-        objective: J(q), reward units (the ELBO, nats, without rewards).
-        reward: E_q[R], reward units.
-        kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
-        kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not the target.
-        missed_mass: mass of p* where q puts less than a tenth of it; nan in the same case.
-        prior_objective: J(π₀), which the policy itself achieves; that of p(x|y) with observed data and rewards.
-    """
-
-    objective: Float[np.ndarray, "*contexts"]
-    reward: Float[np.ndarray, "*contexts"]
-    kl: Float[np.ndarray, "*contexts"]
-    kl_forward: Float[np.ndarray, "*contexts"]
-    missed_mass: Float[np.ndarray, "*contexts"]
-    prior_objective: Float[np.ndarray, "*contexts"]
-
-
-def evaluate_exactly(
-    programs: Programs, params: Params, beta: float | None = None, max_count: Count = 2**20
-) -> Evaluation:
-    """Compute what a guide achieves, exactly, over the grid of a finite program.
-
-    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), with nature's draws averaged by their own probabilities. A `scan` is
-    enumerated path by path.
-
-    Raises:
-        EngineError: the program cannot be enumerated, or the guide's probabilities do not add up to 1.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.core.programs import Programs
-        >>> from bayesrl.core.structure import inspect
-        >>> from bayesrl.exact.enumeration import evaluate_exactly
-        >>> def bandit():
-        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
-        ...     bayesrl.reward("payoff", 3.0 * arm)
-        >>> programs = Programs(bandit, None, inspect(jax.random.key(0), bandit), (), {})
-        >>> round(float(evaluate_exactly(programs, {}, beta=1.0).objective), 6)  # the prior itself
-        1.5
-    """
-    own = programs.constrain(params) if programs.learned else {}
-    policy = handlers.substitute(programs.policy, data=own) if own else programs.policy
-    program, params = _beside_guide(freeze_program(policy, programs.args, beta), programs, params)
-    structure, shape = program.structure, program.structure.context_shape
-    axes = path_axes(structure)
-    check_grid_size(axes, structure, max_count)
-    stage, raw_prior, raw_q = enumerate_paths(program, params, axes)
-    log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
-    # If a handler masks a site, both programs score it 0 for every value: give q the prior's uniform.
-    counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
-    log_q = np.where(raw_q <= LOG_ZERO, -np.inf, raw_q.astype(float)) + counted
-    weight = np.exp(log_q + log_nature)
-    mass = weight.sum(0)
-    if np.abs(mass - 1).max() > MASS_TOLERANCE:
-        raise EngineError(
-            f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
-            "its support must be the policy's, and contexts must not read each other's draws"
-        )
-    log_ratio = log_q - np.log(mass) - log_prior  # the prior adds up to 1 in double precision too
-    given = stage.likelihood[0] if beta is not None else np.zeros_like(log_prior)
-    log_start = log_prior + log_nature + given
-    log_start = log_start - (logsumexp(log_start, axis=0) if beta is not None else 0.0)
-    start, *_ = _achieved(np.exp(log_start), log_start - log_prior - log_nature, stage, beta, shape)
-    return Evaluation(
-        *_achieved(weight / mass, log_ratio, stage, beta, shape),
-        *_against_target(log_ratio, stage, beta, shape),
-        start,
-    )
-
-
-def _achieved(
-    weight: np.ndarray, log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average J, R and KL over assignments [assignments, contexts]; assignments of probability zero do not count."""
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.asarray((np.where(weight > 0, values, 0.0) * weight).sum(0)).reshape(shape)
-
-    with np.errstate(invalid="ignore"):
-        reward, likelihood, kl = mean(stage.reward[0]), mean(stage.likelihood[0]), mean(log_ratio)
-    if beta is None:
-        return np.asarray(likelihood - kl), reward, kl
-    # With observed data the reference is p(x|y), whose log is log π₀ + log p(y|x) − log p(y).
-    kl = kl - likelihood + solve([stage], 1.0, rewarded=False).value.reshape(shape)
-    return np.asarray(reward - beta * kl), reward, np.asarray(kl)
-
-
-def _against_target(
-    log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
-    if any(axis.kind == "environment" for axis in stage.axes):
-        return np.full(shape, np.nan), np.full(shape, np.nan)
-    # log q/π₀ is nan where both are 0, but p* is 0 there too.
-    tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
-    log_target = stage.log_prob("action")[0] + tilt
-    log_target = log_target - logsumexp(log_target, axis=0)
-    target = np.exp(log_target)
-    with np.errstate(invalid="ignore"):
-        apart = log_target - stage.log_prob("action")[0] - log_ratio
-    apart = np.where(target > 0, apart, 0.0)
-    forward = (target * apart).sum(0)
-    return forward.reshape(shape), (target * (apart > np.log(10))).sum(0).reshape(shape)

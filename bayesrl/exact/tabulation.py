@@ -115,6 +115,14 @@ def check_grid_size(axes: Sequence[Axis], structure: Structure, max_count: int, 
         )
 
 
+def name_context(structure: Structure, index: int) -> str:
+    """Say " of context 'plate'[i]", for the flat index of a context; nothing if there is only one."""
+    where = np.unravel_index(index, structure.context_shape)
+    plates = [frame.name for frame in sorted(structure.contexts, key=lambda frame: frame.dim)]
+    named = ", ".join(f"{plate!r}[{int(i)}]" for plate, i in zip(plates, where, strict=True))
+    return f" of context {named}" if named else ""
+
+
 class ProgramPaths(NamedTuple):
     """A whole program as one stage with one row per assignment.
 

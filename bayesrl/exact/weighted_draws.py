@@ -60,6 +60,9 @@ class WeightedDraws:
             exp(log Z − bound/β).
         reward_bound: upper bound on the total reward, [*contexts], reward units.
         explanation: what ended a run of adaptive length.
+        regularizer: what keeps q near the prior: "kl", or another name of `enumerate_posterior`. p* is then the
+            optimum of E[R] − β·D_f(q‖π₀): weights, `optimum` and estimates are its own, and there is no log Z.
+        alpha: order of regularizer="alpha".
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
@@ -88,6 +91,8 @@ class WeightedDraws:
     num_accepted: np.ndarray | None = None
     reward_bound: np.ndarray | None = None
     explanation: str = ""
+    regularizer: str = "kl"
+    alpha: float | None = None
 
     def resample(self, key: PRNGKey, num_samples: CountOrZero) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
@@ -148,6 +153,19 @@ class WeightedDraws:
             index = np.stack([inverse_cdf(log_weights[:, c], rng.random(num_samples)) for c in range(contexts)], 1)
         shape = self.structure.context_shape
         return {name: _gather(value, index, self.axes[name], shape) for name, value in self.sites.items()}
+
+
+def refuse_other_regularizer(target: WeightedDraws | None, what: str) -> None:
+    """Refuse an optimum under another regulariser than KL where p* of the KL is meant.
+
+    Raises:
+        EngineError: naming the regulariser.
+    """
+    if target is not None and target.regularizer != "kl":
+        raise EngineError(
+            f"the target is the optimum with regularizer={target.regularizer!r}, and {what} that of KL; "
+            "use bayesrl.enumerate_posterior(...) with regularizer='kl'"
+        )
 
 
 def numpy_generator(key: PRNGKey) -> np.random.Generator:

@@ -8,7 +8,7 @@ from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
-from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.exact.weighted_draws import WeightedDraws, refuse_other_regularizer
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_figures import SHOWN_BETAS, betas_of, objective_label, optima_of, shown_betas
 from bayesrl.report.site_panels import (
@@ -52,6 +52,7 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
         >>> frontier_figure(bayesrl.evidence(jax.random.key(1), sweep)).axes[0].get_xlabel()
         'KL to prior  (nats)'
     """
+    refuse_other_regularizer(target, "a frontier is drawn beside")
     figure, axes = panel()
     kl, reward = evidence.kl, evidence.reward
     if target is not None and target.beta is not None:

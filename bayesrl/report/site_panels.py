@@ -14,7 +14,7 @@ from bayesrl.core.density import log_density
 from bayesrl.core.structure import Structure
 from bayesrl.display.formatting import sanitize
 from bayesrl.errors import PolicyError
-from bayesrl.exact.weighted_draws import WeightedDraws, context_axes
+from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, refuse_other_regularizer
 from bayesrl.posterior.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
     """
     if site not in posterior.draws:
         raise PolicyError(f"there are no draws of site {site!r}; choose from {', '.join(posterior.draws) or 'none'}")
+    refuse_other_regularizer(target, "a fit is shown beside")
     structure = posterior.programs.structure if posterior.programs is not None else None
     beta = None if posterior.beta is None else float(posterior.beta)
     prior, fitted = _aligned(posterior, site, posterior.prior_draws[site]), site_values(posterior, site)

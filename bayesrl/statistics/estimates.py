@@ -35,12 +35,14 @@ class Estimates(NamedTuple):
     """Expectations under one distribution over actions, averaged over contexts, [*beta, ...].
 
     Attributes:
-        objective: J = E[R] − β·KL, reward units (the ELBO, nats, without rewards).
+        objective: J = E[R] − β·KL, reward units (the ELBO, nats, without rewards); E[R] − β·`divergence`, if that
+            is not None.
         reward: E[R], reward units.
         kl: KL to the prior policy, nats.
         metrics: means of the deterministic sites, by name, each in its own units.
         log_marginal: log p(y), nats, if a fit has data beside rewards; π₀ then means p(x|y) in J and KL.
             nan if it is unknown, which makes J and KL nan too; None in all other cases.
+        divergence: D_f(q‖π₀), if another regulariser takes the place of KL; see `enumerate_posterior`.
     """
 
     objective: Estimate
@@ -48,6 +50,7 @@ class Estimates(NamedTuple):
     kl: Estimate
     metrics: dict[str, Estimate]
     log_marginal: Estimate | None = None
+    divergence: Estimate | None = None
 
 
 class Interval(NamedTuple):

@@ -15,7 +15,7 @@ from oracles import ORACLES, Oracle, Still, standing
 import bayesrl
 from bayesrl.diagnostics.comparison import compare
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.enumeration import evaluate_exactly
+from bayesrl.exact.evaluation import evaluate_exactly
 from bayesrl.posterior.posterior import Posterior
 
 KEY = jax.random.key(8)

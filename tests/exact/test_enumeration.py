@@ -21,7 +21,8 @@ from bayesrl.core.primitives import environment, reward
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.enumeration import enumerate_posterior, evaluate_exactly
+from bayesrl.exact.enumeration import enumerate_posterior
+from bayesrl.exact.evaluation import evaluate_exactly
 
 RNG = np.random.default_rng(3)
 LOGITS = RNG.normal(size=(7, 4)).astype("float32")

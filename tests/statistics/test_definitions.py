@@ -29,7 +29,7 @@ import bayesrl
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.diagnostics.evidence.result import _divergence_text
-from bayesrl.exact.enumeration import evaluate_exactly
+from bayesrl.exact.evaluation import evaluate_exactly
 from bayesrl.guides import AutoTilt
 from bayesrl.objectives import ReverseKL
 from bayesrl.statistics.estimates import Interval

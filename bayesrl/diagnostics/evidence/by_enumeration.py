@@ -13,7 +13,7 @@ from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, tar
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
 from bayesrl.errors import EngineError
-from bayesrl.exact.enumeration import Evaluation, evaluate_exactly
+from bayesrl.exact.evaluation import Evaluation, evaluate_exactly
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Params, PRNGKey
