@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bayesrl.display.section import Section
     from bayesrl.exact.enumeration import enumerate_posterior
     from bayesrl.exact.weighted_draws import WeightedDraws
+    from bayesrl.moments.constraints import ConstrainedPolicy, constrain
     from bayesrl.monte_carlo.importance_sampling import importance
     from bayesrl.monte_carlo.rejection_sampling import rejection
     from bayesrl.monte_carlo.sequential_monte_carlo import smc
@@ -60,6 +61,7 @@ _HOMES = {
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
     "bayesrl.monte_carlo.importance_sampling": ("importance",),
     "bayesrl.monte_carlo.sequential_monte_carlo": ("smc",),
+    "bayesrl.moments.constraints": ("ConstrainedPolicy", "constrain"),
     "bayesrl.posterior.posterior": ("Posterior",),
     "bayesrl.problem": ("LearningProblem", "Problem", "load_learning_problem", "load_problem"),
     "bayesrl.report.write": ("write_report",),
@@ -69,6 +71,7 @@ _KNOWN_TO = dict.fromkeys(("load", "resume"), ("control", "lm"))
 """What run folders may speak of: guides and objectives of the domains."""
 
 __all__ = [
+    "ConstrainedPolicy",
     "Estimate",
     "Evidence",
     "Interval",
@@ -81,6 +84,7 @@ __all__ = [
     "WeightedDraws",
     "calibrate",
     "compare",
+    "constrain",
     "control",
     "coverage",
     "diagnose",

@@ -383,7 +383,14 @@ def _keep_rules(
 
 def _refuse_traced(given: Mapping[str, Any], rule: Untraced, error: type[Exception], name: str) -> None:
     jax = sys.modules.get("jax")
-    if is_under_jit() or (jax is not None and any(map(is_traced, jax.tree.leaves(dict(given))))):
+    if is_under_jit() or (jax is not None and any(map(is_traced, _leaves_of(given)))):
         raise error(
             f"{name} cannot run inside of jax.jit, vmap or grad, where numbers are not known yet; {rule.remedy}"
         )
+
+
+def _leaves_of(given: Mapping[Any, Any]) -> Iterator[Any]:
+    """Give the leaves of arguments; dictionaries may have names of several types, which JAX cannot sort."""
+    jax = sys.modules["jax"]
+    for value in given.values():
+        yield from _leaves_of(value) if isinstance(value, Mapping) else jax.tree.leaves(value)

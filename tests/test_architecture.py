@@ -30,7 +30,7 @@ FLOORS = [
     ["display", "exact", "objectives"],
     ["posterior"],
     ["monte_carlo", "svi"],
-    ["diagnostics"],
+    ["diagnostics", "moments"],
     ["report", "lm"],
     ["control"],
     ["problem"],

@@ -1,0 +1,1 @@
+"""Policies whose expectations are as asked, at the least KL to the prior."""
