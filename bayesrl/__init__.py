@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bayesrl import control, errors, guides, lm, objectives
     from bayesrl.cache import use_cache
     from bayesrl.core.density import log_density
-    from bayesrl.core.handlers import full_data, tilt
+    from bayesrl.core.handlers import full_data, power, tilt
     from bayesrl.core.primitives import environment, reward
     from bayesrl.diagnostics.comparison import compare
     from bayesrl.diagnostics.diagnosis import diagnose
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bayesrl.exact.enumeration import enumerate_posterior
     from bayesrl.exact.weighted_draws import WeightedDraws
     from bayesrl.moments.constraints import ConstrainedPolicy, constrain
+    from bayesrl.monte_carlo.best_of_draws import best_of
     from bayesrl.monte_carlo.importance_sampling import importance
     from bayesrl.monte_carlo.rejection_sampling import rejection
     from bayesrl.monte_carlo.sequential_monte_carlo import smc
@@ -49,13 +50,14 @@ _HOMES = {
     "bayesrl.display.section": ("Section",),
     "bayesrl.core.density": ("log_density",),
     "bayesrl.statistics.estimates": ("Estimate", "Interval"),
-    "bayesrl.core.handlers": ("full_data", "tilt"),
+    "bayesrl.core.handlers": ("full_data", "power", "tilt"),
     "bayesrl.core.primitives": ("environment", "reward"),
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
     "bayesrl.svi.fitting": ("fit", "init"),
     "bayesrl.svi.step": ("State", "step"),
     "bayesrl.svi.reused_draws": ("ReuseDraws",),
+    "bayesrl.monte_carlo.best_of_draws": ("best_of",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
     "bayesrl.svi.saved_fits": ("load", "resume"),
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
@@ -82,6 +84,7 @@ __all__ = [
     "Section",
     "State",
     "WeightedDraws",
+    "best_of",
     "calibrate",
     "compare",
     "constrain",
@@ -105,6 +108,7 @@ __all__ = [
     "load_problem",
     "log_density",
     "objectives",
+    "power",
     "rejection",
     "resume",
     "reward",

@@ -1,4 +1,4 @@
-"""Effect handlers: `tilt`, which makes the posterior, and those that the library uses to run programs."""
+"""Effect handlers: `tilt`, which makes the posterior, `power`, and those that the library uses to run programs."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -9,10 +9,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.argument_types import CHECKED_IN_BODY
+from bayesrl.argument_types import CHECKED_IN_BODY, Requirement
 from bayesrl.arguments import checked
 from bayesrl.compilation.random_keys import fold_in
-from bayesrl.core.primitives import MARK
+from bayesrl.core.primitives import MARK, log_prob_of_draw, reward
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
 from bayesrl.value_checks import LARGEST, LEAST, are_numbers, array_of, format_value
@@ -190,6 +190,97 @@ class StopValues(IntoScans):
         if msg["type"] == "sample" and msg["name"] in self.names:
             msg["value"] = lax.stop_gradient(msg["value"])
             msg["intermediates"] = []  # a density that reads them would carry the gradient past the stopped value
+
+
+_MADE_BY = "made by"
+"""Key under which a reward that `power` makes says by which one."""
+
+
+def _is_power(alpha: float) -> bool:
+    return LEAST <= alpha < LARGEST and abs(alpha - 1) >= LEAST
+
+
+@checked(PolicyError)
+class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
+    """Reward a policy by its own log-probability, so that its tilted posterior is its power π₀ᵅ/Z.
+
+    The reward is log π₀(x), collected draw by draw, and the temperature β = 1/(α − 1) is in the attribute `beta`:
+
+        p*(x) ∝ π₀(x)·exp(log π₀(x)/β) = π₀(x)ᵅ,   log Z = log Σ π₀(x)ᵅ.
+
+    For 0 < α < 1 the power is flatter than π₀: the reward is then −log π₀(x), and β = 1/(1 − α). Rewards that the
+    program collects no longer count. They become metrics of the same name, so that estimates show what π₀ᵅ earns.
+
+    Args:
+        policy: the program.
+        alpha: the power, above 0 and not 1.
+
+    Raises:
+        PolicyError: alpha is not above 0, or 1; on use, if there are environment or observed sites, whose powers are
+            no policy's.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def word():
+        ...     numpyro.sample("x", dist.Categorical(probs=jnp.array([0.5, 0.3, 0.2])))
+        >>> sharp = bayesrl.power(word, 2.0)
+        >>> exact = bayesrl.enumerate_posterior(sharp, beta=sharp.beta)
+        >>> np.exp(exact.log_weights).round(4).tolist()  # (.25, .09, .04) / .38
+        [0.6579, 0.2368, 0.1053]
+
+    References:
+        Karan & Du (2025), "Reasoning with sampling: your base model is smarter than you think", section 4.
+    """
+
+    def __init__(
+        self,
+        policy: Program,
+        alpha: Annotated[float, Requirement("a number above 0 other than 1, which is the policy itself", _is_power)],
+    ) -> None:
+        self.alpha, self.beta = alpha, 1 / abs(alpha - 1)
+        super().__init__(policy)
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        """Turn rewards into metrics; refuse what is no draw of the policy."""
+        if msg["type"] != "sample":
+            return
+        mark = msg["infer"].get(MARK)
+        if mark == "reward":
+            maker = msg["infer"].get(_MADE_BY)
+            if maker == id(self):
+                return
+            if maker is not None:
+                raise PolicyError("power was given a power of a policy; pass the policy and the product of both alphas")
+            msg["type"], msg["value"], msg["is_observed"] = "deterministic", msg["fn"].log_prob(msg["value"]), False
+        elif mark is not None:
+            raise PolicyError(
+                f"power would raise environment site {msg['name']!r}, which is nature's; "
+                "make it an ordinary site if the policy may choose it"
+            )
+        elif msg["is_observed"]:
+            raise PolicyError(
+                f"site {msg['name']!r} is observed, and a power of the policy given data is not defined here; "
+                "fit the data first and pass posterior.policy"
+            )
+
+    def finish_site(self, msg: dict[str, Any]) -> None:
+        """Reward a draw by its log-probability."""
+        if msg["type"] != "sample" or msg["infer"].get(MARK) is not None:
+            return
+        log_prob = log_prob_of_draw(msg["fn"], msg["value"], msg.get("intermediates"))
+        frames = msg["cond_indep_stack"]
+        inside = {log_prob.ndim + frame.dim for frame in frames}
+        others = [axis for axis in range(log_prob.ndim) if axis not in inside]
+        depth = max((-frame.dim for frame in frames), default=0)
+        total = log_prob.sum(others, keepdims=True)
+        total = total.reshape(total.shape[total.ndim - depth :])
+        # What is never drawn has no reward to tell, and ∞ − ∞ would be nan.
+        known = jnp.where(jnp.isfinite(total), total, 0.0)
+        with SiteHooks(self._sign):
+            reward(f"{msg['name']}_log_prob", known if self.alpha > 1 else -known)
+
+    def _sign(self, msg: dict[str, Any]) -> None:
+        msg["infer"] = {**msg["infer"], _MADE_BY: id(self)}
 
 
 def stop_gradient(tree: Any) -> Any:

@@ -1,5 +1,6 @@
 """The primitives of a policy program beyond ordinary NumPyro: `reward` and `environment`."""
 
+import inspect
 import math
 from typing import Annotated, Any, Literal
 
@@ -161,6 +162,17 @@ def unwrapped(fn: Any) -> Any:
     while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn
+
+
+def log_prob_of_draw(fn: Any, value: Any, intermediates: Any) -> Array:
+    """Log-probability of a value, with what its draw computed on the way, [*batch], nats."""
+    known = (intermediates,) if intermediates and _takes_intermediates(fn) else ()
+    return jnp.asarray(fn.log_prob(value, *known))
+
+
+def _takes_intermediates(fn: Any) -> bool:
+    """Whether `log_prob` takes the draw's intermediates; some transformed distributions override it without them."""
+    return "intermediates" in inspect.signature(unwrapped(fn).log_prob).parameters
 
 
 def is_hidden(msg: dict[str, Any]) -> bool:

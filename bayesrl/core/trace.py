@@ -1,6 +1,5 @@
 """Run a program once and record each of its sites."""
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_dete
 from bayesrl.compilation.jit import cached_analysis, has_tracers
 from bayesrl.compilation.random_keys import split
 from bayesrl.core.handlers import scan_length, watch_body
-from bayesrl.core.primitives import SiteKind, is_hidden, site_kind, unwrapped
+from bayesrl.core.primitives import SiteKind, is_hidden, log_prob_of_draw, site_kind
 from bayesrl.core.rng import FoldedKeys, QuickDraws
 from bayesrl.core.unsupported import check_scan, refuse_branches
 from bayesrl.errors import PolicyError
@@ -298,13 +297,7 @@ def raw_log_prob(site: TraceSite) -> Array:
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
         return by_step
-    known = (site.intermediates,) if site.intermediates and _takes_intermediates(site.fn) else ()
-    return jnp.asarray(site.fn.log_prob(site.value, *known))
-
-
-def _takes_intermediates(fn: Any) -> bool:
-    """Whether `log_prob` takes the draw's intermediates; some transformed distributions override it without them."""
-    return "intermediates" in inspect.signature(unwrapped(fn).log_prob).parameters
+    return log_prob_of_draw(site.fn, site.value, site.intermediates)
 
 
 def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:

@@ -15,7 +15,7 @@ from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Programs, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
-from bayesrl.errors import EngineError
+from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.backward_induction import ProgramStage, build_stage
 from bayesrl.exact.grid import (
     Axis,
@@ -36,8 +36,13 @@ MAX_EXPLICIT_PATHS = 4096
 _CELLS_PER_ASSIGNMENT = 64
 
 
-def freeze_program(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Programs:
-    """Freeze a policy; refuse beta that does not fit, and subsampled plates, which have no log Z."""
+def freeze_program(
+    policy: Program, args: tuple[Any, ...], beta: Beta | None, *, ranks_by_reward: bool = False
+) -> Programs:
+    """Freeze a policy; refuse beta that does not fit, and subsampled plates, which have no log Z.
+
+    What only ranks draws by reward needs rewards and no temperature.
+    """
     if beta is not None:
         check_beta(beta)
     args = as_arrays(args)
@@ -45,7 +50,9 @@ def freeze_program(policy: Program, args: tuple[Any, ...], beta: Beta | None) ->
     frozen, _ = freeze(key, policy, *args)
     with host_errors():
         structure = inspect(key, frozen, *args)
-    check_policy(structure, has_beta=beta is not None)
+    if ranks_by_reward and not structure.names("reward"):
+        raise PolicyError("the policy has no reward site to rank its draws by; add bayesrl.reward(name, value)")
+    check_policy(structure, has_beta=beta is not None or ranks_by_reward)
     structure.check_complete("nothing but draws can be known of it", EngineError)
     structure.check_drawn()
     structure.check_whole_density()

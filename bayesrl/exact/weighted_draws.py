@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,22 @@ type Sampler = Callable[[np.random.Generator, int, int], dict[str, Numbers]]
 
 _SAME = 1e-6
 _METRIC_DRAWS = 1024
+
+
+class QuasiRejection(NamedTuple):
+    """How far draws accepted below the true bound are from p*; q is what they follow, [*beta, *contexts].
+
+    Attributes:
+        acceptance: probability that a proposal is accepted.
+        total_variation: TV(p*, q) = ½ Σ |p* − q|.
+        kl_forward: KL(p*‖q), nats.
+        kl_reverse: KL(q‖p*), nats; β times it is the gap J* − J(q).
+    """
+
+    acceptance: Estimate
+    total_variation: Estimate
+    kl_forward: Estimate
+    kl_reverse: Estimate
 
 
 @checked(EngineError)
@@ -63,6 +79,8 @@ class WeightedDraws:
         regularizer: what keeps q near the prior: "kl", or another name of `enumerate_posterior`. p* is then the
             optimum of E[R] − β·D_f(q‖π₀): weights, `optimum` and estimates are its own, and there is no log Z.
         alpha: order of regularizer="alpha".
+        quasi: how far the draws are from p*, if they were accepted below the true bound; `estimates` and
+            weights are then those of the draws' own law.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
@@ -93,6 +111,7 @@ class WeightedDraws:
     explanation: str = ""
     regularizer: str = "kl"
     alpha: float | None = None
+    quasi: QuasiRejection | None = None
 
     def resample(self, key: PRNGKey, num_samples: CountOrZero) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
@@ -133,7 +152,7 @@ class WeightedDraws:
         if not same.size:
             return None
         index, draw = int(same[0]), self.sampler
-        names = ("beta", "log_weights", "log_evidence", "estimates", "optimum", "ess", "num_accepted")
+        names = ("beta", "log_weights", "log_evidence", "estimates", "optimum", "ess", "num_accepted", "quasi")
         own = {name: jax.tree.map(lambda x: np.asarray(x[index]), getattr(self, name)) for name in names}
         # The selection has one lane, but its sampler must draw from the lane that it came from.
         if draw is not None:
@@ -152,7 +171,7 @@ class WeightedDraws:
         else:
             index = np.stack([inverse_cdf(log_weights[:, c], rng.random(num_samples)) for c in range(contexts)], 1)
         shape = self.structure.context_shape
-        return {name: _gather(value, index, self.axes[name], shape) for name, value in self.sites.items()}
+        return {name: gather_by_context(value, index, self.axes[name], shape) for name, value in self.sites.items()}
 
 
 def refuse_other_regularizer(target: WeightedDraws | None, what: str) -> None:
@@ -206,7 +225,7 @@ def _with_shared(
     return index
 
 
-def _gather(
+def gather_by_context(
     value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]
 ) -> np.ndarray:
     """Let each element of the context plates select its own row of a site [N, ...]."""

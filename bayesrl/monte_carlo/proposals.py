@@ -51,13 +51,23 @@ class AcceptedDraws:
     """
 
     def __init__(
-        self, program: Programs, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
+        self,
+        program: Programs,
+        bound: np.ndarray,
+        betas: np.ndarray,
+        num_samples: int,
+        *,
+        declared: bool,
+        quasi: bool = False,
     ) -> None:
         self.axes = context_axes(program.structure)
         self.context_shape = program.structure.context_shape
         self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared
+        self.quasi = quasi
         self.filled = np.zeros((len(betas), len(bound)), int)
         self.rows: dict[str, np.ndarray] = {}
+        self.excess: list[np.ndarray] = []
+        """R − B of every proposal, [proposals, contexts], which only quasi-rejection needs."""
 
     def take(self, batch: Draws, rng: np.random.Generator) -> ProposalSums:
         """Accept or reject proposals, and store accepted ones until the rows are full."""
@@ -80,6 +90,9 @@ class AcceptedDraws:
         refuse_bad_rewards(batch.rewards)
         total = np.asarray(sum(value.astype(float) for value in batch.rewards.values())).reshape(-1, len(self.bound))
         excess = total - self.bound
+        if self.quasi:
+            self.excess.append(excess)
+            return np.minimum(excess, 0.0)
         # Rounding may lift a reward slightly above its bound, which is clipped; anything more is an error.
         scale = np.maximum(np.abs(self.bound).max(), np.abs(total[np.isfinite(total)]).max(initial=0.0))
         if excess.max() > _ROUNDING * scale:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, Untraced, checked, integer_range
+from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, Untraced, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
@@ -15,6 +15,7 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.tabulation import freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, evaluate_metrics, mean_estimate, numpy_generator, shared_sites
 from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums
+from bayesrl.monte_carlo.quasi_rejection import with_quasi_estimates
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
 from bayesrl.posterior.sampling import draw_fit
 from bayesrl.statistics.estimates import Estimate, Estimates
@@ -25,7 +26,11 @@ _LEAST_BATCH = 1024
 _SPARE = 1.05  # proposals beyond the expected need, so that more are seldom needed
 
 
-@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
+@checked(
+    EngineError,
+    Untraced("call it outside: it compiles its own programs"),
+    UnusedOption("tolerance", lambda given: bool(given["quasi"]), "quasi=True plans by num_samples alone"),
+)
 @trace_cache()
 def rejection(
     key: PRNGKey,
@@ -35,6 +40,7 @@ def rejection(
     num_samples: Count = 1000,
     tolerance: Positive | None = None,
     reward_bound: FiniteNumbersOrNone = None,
+    quasi: bool = False,
     max_proposals: Annotated[int, integer_range(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
@@ -45,6 +51,10 @@ def rejection(
     number of further proposals, which acceptances cannot influence. With environment sites nature is
     tilted too: see `importance`.
 
+    With `quasi=True`, B may lie below the rewards, so that more draws are accepted, with probability
+    min(1, exp((R − B)/β)). They then follow q ∝ π₀·min(1, exp((R − B)/β)), which is p* where R ≤ B, and
+    the result tells how far q is from p*.
+
     Args:
         key: consumed whole.
         policy: the program.
@@ -53,16 +63,20 @@ def rejection(
         num_samples: number of exact draws to make in each context at each β.
         tolerance: target standard error of log Z in each context, nats; None for no target.
         reward_bound: B, [*contexts] or a number, reward units; None uses the bound that can be proven.
+        quasi: whether rewards may exceed B, which must then be given.
         max_proposals: number of proposals at which to stop.
 
     Returns:
         `WeightedDraws` with one block of rows per β, in order: weights are equal inside the block of
         their own β and zero outside. `ess` counts exact draws, `explanation` says whether target or budget
-        ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits on log Z.
+        ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits on log Z. With
+        `quasi=True`, `quasi` holds TV and KL between q and p*, `estimates` describe q, and `log_evidence` and
+        `optimum` stay those of p*, weighted from all proposals: a reward far above B that is seldom drawn makes
+        them, and the distances, less certain than their errors say.
 
     Raises:
         EngineError: no bound is given or can be proven, a draw exceeds it, there are observed sites, contexts
-            share a site, a plate is subsampled, or a context has no accepted draw.
+            share a site, a plate is subsampled, a context has no accepted draw, or `quasi=True` without a bound.
         PolicyError: beta does not fit the program, or a reward is NaN or +inf.
 
     Example:
@@ -77,36 +91,40 @@ def rejection(
 
     References:
         von Neumann (1951), "Various techniques used in connection with random digits"; Casella & Robert
-        (1996), "Rao-Blackwellisation of sampling schemes", section 2.
+        (1996), "Rao-Blackwellisation of sampling schemes", section 2; Eikema, Kruszewski, Dance, Elsahar &
+        Dymetman (2022), "An approximate sampler for energy-based models with divergence diagnostics", section 3.
     """
     program = freeze_program(policy, args, beta)
-    _refuse(program)
+    _refuse(program, quasi=quasi, bounded=reward_bound is not None)
     bound = _bound(program, reward_bound)
     betas = np.asarray(beta, float)
     draw_key, accept_key = split_keys(key)
-    state = AcceptedDraws(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
-    size = max(
-        1,
-        min(
-            max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (program.structure.width * betas.size)
-        ),
-    )
+    declared = reward_bound is not None
+    state = AcceptedDraws(program, bound, betas.reshape(-1), num_samples, declared=declared, quasi=quasi)
+    size = _batch_size(program, betas.size, num_samples, max_proposals)
     proposals = (draw_fit(fold_in(draw_key, index), program, {}, size)[0] for index in itertools.count())
     rng = numpy_generator(accept_key)
     # The pilot decides how many proposals follow, so it is left out of log Z: counting it would bias that.
     pilot = state.take(next(proposals), rng)
+    state.excess.clear()
     counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
         counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
-    total = pilot.plus(counted)
+    total, excess = pilot.plus(counted), list(state.excess)
     while left > 0 and state.filled.min() < num_samples:
         total, left = total.plus(state.take(next(proposals), rng)), left - 1
     _refuse_empty(state, total, counted, betas)
     explanation = _explain(state, pilot, counted, total, num_samples, tolerance, max_proposals)
-    return _result(program, state, counted, betas, explanation)
+    result = _result(program, state, counted, betas, explanation)
+    return with_quasi_estimates(result, np.concatenate(excess), bound) if quasi else result
 
 
-def _refuse(program: Programs) -> None:
+def _refuse(program: Programs, *, quasi: bool, bounded: bool) -> None:
+    if quasi and not bounded:
+        raise EngineError(
+            "quasi=True accepts below the true bound, so it needs a bound to accept by: pass reward_bound=..., such as "
+            "a high quantile of the reward"
+        )
     observed = program.structure.names("observed")
     if observed:
         raise EngineError(
@@ -142,6 +160,11 @@ def _bound(program: Programs, declared: Any) -> np.ndarray:
     return np.asarray(sum(by_site.values()), float).reshape(-1)
 
 
+def _batch_size(program: Programs, lanes: int, num_samples: int, max_proposals: int) -> int:
+    most = _ELEMENTS // (program.structure.width * lanes)
+    return max(1, min(max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), most))
+
+
 def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, tolerance: Positive | None) -> int:
     """Plan the number of further batches from the acceptance rate of the pilot."""
     mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
@@ -175,11 +198,12 @@ def _explain(
     tolerance: Positive | None,
     max_proposals: Annotated[int, integer_range(4)],
 ) -> str:
+    what = "draws" if state.quasi else "exact draws"
     short = int((state.filled < num_samples).sum())
     if short:
         return (
             f"budget: max_proposals={max_proposals:,} ended it; {short} of {state.filled.size} contexts have fewer "
-            f"than the {num_samples:,} exact draws asked for, the leanest {state.filled.min():,}"
+            f"than the {num_samples:,} {what} asked for, the leanest {state.filled.min():,}"
         )
     se = float(_standard_errors(counted, state.betas).max())
     if tolerance is not None and se > 1.1 * tolerance:
@@ -187,7 +211,7 @@ def _explain(
         if total.number + pilot.number > max_proposals:
             return f"budget: max_proposals={max_proposals:,} ended it; {missed}"
         return f"plan: {missed}, for the first {pilot.number:,} proposals foretold less spread; lower the tolerance"
-    return f"target: {num_samples:,} exact draws in every context, of {total.number:,} proposals"
+    return f"target: {num_samples:,} {what} in every context, of {total.number:,} proposals"
 
 
 # ---- the result ------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Objectives of a fit; each has two pure parts, `draw` and `surrogate`."""
 
 from bayesrl.objectives.base import Objective
+from bayesrl.objectives.best_of_n import BestOfN
 from bayesrl.objectives.clipped_kl import ClippedKL
 from bayesrl.objectives.forward_kl import ForwardKL
 from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
 
-__all__ = ["ClippedKL", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]
+__all__ = ["BestOfN", "ClippedKL", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]

@@ -9,6 +9,7 @@ from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, refuse_other_regularizer
+from bayesrl.monte_carlo.best_of_draws import BestOfDraws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_figures import SHOWN_BETAS, betas_of, objective_label, optima_of, shown_betas
 from bayesrl.report.site_panels import (
@@ -36,12 +37,15 @@ type Means = Estimate | Interval
 
 
 @checked(PolicyError)
-def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> "Figure":
+def frontier_figure(
+    evidence: Evidence, target: WeightedDraws | None = None, best_of: BestOfDraws | None = None
+) -> "Figure":
     """Draw E[R] against KL(q‖π₀), with a point and two standard errors for each β.
 
     Args:
         evidence: evidence about a fit at several β.
         target: p* at the same β, whose curve no policy can pass; None if unknown.
+        best_of: the best of n draws of the same policy, at several n, on the same axes; None for none.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -65,9 +69,23 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
     for i in {int(order[0]), int(order[-1])}:
         at = (kl.mean[i], reward.mean[i])
         axes.annotate(beta_label(evidence.betas[i]), at, (4, -11), textcoords="offset points", fontsize=8)
+    if best_of is not None:
+        _best_of_n(axes, best_of)
     style_axes(axes, "KL to prior  (nats)", "E[R]  (reward units)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
+
+
+def _best_of_n(axes: "Axes", found: BestOfDraws) -> None:
+    """Draw the best of n draws, one point per n."""
+    number = found.n.reshape(-1)
+    kl, reward = (Estimate(*(np.reshape(part, -1) for part in each)) for each in (found.kl, found.reward))
+    order = np.argsort(number)
+    axes.plot(kl.mean[order], reward.mean[order], color=GOLD, lw=0.8, alpha=0.6)
+    _points(axes, np.asarray(kl.mean), reward, GOLD, "best of n", 2 * np.asarray(kl.se))
+    for i in range(len(number)):
+        at = (float(kl.mean[i]), float(reward.mean[i]))
+        axes.annotate(f"n = {number[i]}", at, (4, -11), textcoords="offset points", fontsize=8)
 
 
 def objective_figure(evidence: Evidence) -> "Figure":
