@@ -273,6 +273,7 @@ MISTYPED = {
     "fit(key, bandit, beta=1.0, tolerance='small')": "tolerance='small'; use a number above 0, or None",
     "ReverseKL(2.5)": "ReverseKL got num_particles=2.5; use a whole number",
     "ForwardKL('many')": "ForwardKL got num_particles='many'; use a whole number of at least 2",
+    "FDivergence('kl')": "FDivergence got generator='kl'; use 'reverse_kl', 'forward_kl', 'jensen_shannon', 'total_variation'",
     "importance(key, bandit, beta=1.0, num_samples=2.5)": "importance got num_samples=2.5; use a whole number of at least 2",
     "fitted.sample(key, -1)": "num_samples=-1; use a whole number",
     "fitted.estimate(key, 2.5)": "Posterior.estimate got num_samples=2.5; use a whole number of at least 2",
@@ -297,7 +298,7 @@ def test_wrong_types_are_told_in_our_words() -> None:
         "import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist\n"
         "from bayesrl import environment, errors, fit, importance, reward\n"
         "from bayesrl.guides import AutoTilt\n"
-        "from bayesrl.objectives import ForwardKL, ReverseKL\n"
+        "from bayesrl.objectives import FDivergence, ForwardKL, ReverseKL\n"
         "key = jax.random.key(0)\n"
         "def bandit():\n    reward('payoff', 1.0 * numpyro.sample('arm', dist.Bernoulli(0.5)))\n"
         "fitted = fit(key, bandit, beta=1.0, num_steps=1, progress=False)\n"

@@ -3,8 +3,9 @@
 from bayesrl.objectives.base import Objective
 from bayesrl.objectives.best_of_n import BestOfN
 from bayesrl.objectives.clipped_kl import ClippedKL
+from bayesrl.objectives.f_divergence import FDivergence
 from bayesrl.objectives.forward_kl import ForwardKL
 from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
 
-__all__ = ["BestOfN", "ClippedKL", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]
+__all__ = ["BestOfN", "ClippedKL", "FDivergence", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]

@@ -64,6 +64,11 @@ class Objective(ELBO):
     can_infer_discrete = True
     num_particles: int
 
+    @property
+    def refuses_impossible(self) -> str:
+        """Why rewards of −inf are refused; empty if they are allowed."""
+        return f"the expectation that {type(self).__name__} takes is then -inf"
+
     @abstractmethod
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "Objective":
         """Refuse options that would be biased for these programs, and resolve the options left to `auto`.

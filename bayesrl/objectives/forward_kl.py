@@ -51,6 +51,11 @@ class ForwardKL(Objective):
         from_prior = min(round(self.prior_fraction * self.num_particles), self.num_particles - 1)
         return self.num_particles - from_prior, from_prior
 
+    @property
+    def refuses_impossible(self) -> str:
+        """Why rewards of −inf are refused: they are not."""
+        return ""
+
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ForwardKL":
         """Refuse environment sites; see `Objective.prepare`."""
         nature = programs.structure.names("environment")
@@ -62,26 +67,15 @@ class ForwardKL(Objective):
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
-        from_guide, from_prior = self._split
-        # Both parts use one key, so that they share their mini-batch.
-        draws = programs.draw(key, params, from_guide)
-        if from_prior:
-            prior = replace(programs, guide=None).draw(key, {}, from_prior)
-            prior = programs.score(params, prior) if draws.log_ratio else prior.scored(programs.log_q(params, prior))
-            draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
-        return stop_gradient(draws)
+        return draw_with_prior(key, params, programs, *self._split)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Estimate KL(p*‖q) per context; see `Objective.surrogate`."""
-        from_guide, from_prior = self._split
+        from_guide, _ = self._split
         shape = (self.num_particles, *programs.structure.context_shape)
         totals = lax.stop_gradient(draws.totals(shape))
         tempered = totals.reward / beta + totals.log_likelihood
-        shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
-        # Prior and guide, each relative to their mixture, from the ratio alone: the two densities may be sums of huge
-        # terms that cancel.
-        of_prior = -jnp.logaddexp(shares[0] - totals.ratio, shares[1])
-        of_guide = -jnp.logaddexp(shares[0], shares[1] + totals.ratio)
+        of_prior, of_guide = relative_to_mixture(totals.ratio, *self._split)
         log_weight = tempered + of_prior
         weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
         log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
@@ -98,3 +92,23 @@ class ForwardKL(Objective):
         return loss.mean(), info._replace(
             metrics={**info.metrics, "ess": ess}, nonfinite=count_nonfinite(draws, never=True)
         )
+
+
+def draw_with_prior(key: PRNGKey, params: Params, programs: Programs, from_guide: int, from_prior: int) -> Draws:
+    """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
+    # Both parts use one key, so that they share their mini-batch.
+    draws = programs.draw(key, params, from_guide)
+    if from_prior:
+        prior = replace(programs, guide=None).draw(key, {}, from_prior)
+        prior = programs.score(params, prior) if draws.log_ratio else prior.scored(programs.log_q(params, prior))
+        draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
+    return stop_gradient(draws)
+
+
+def relative_to_mixture(ratio: Array, from_guide: int, from_prior: int) -> tuple[Array, Array]:
+    """Return the logs of prior and guide, each relative to their mixture, nats.
+
+    They come from the ratio log π₀ − log q alone: the two densities may be sums of huge terms that cancel.
+    """
+    shares = jnp.log(jnp.array([from_guide, from_prior]) / (from_guide + from_prior))
+    return -jnp.logaddexp(shares[0] - ratio, shares[1]), -jnp.logaddexp(shares[0], shares[1] + ratio)

@@ -16,7 +16,7 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoGuide, AutoTilt
-from bayesrl.objectives import ForwardKL, Objective
+from bayesrl.objectives import Objective
 from bayesrl.posterior.marginal import log_marginal
 from bayesrl.posterior.policy_and_guide import bind_programs, declared_by, draw_and_check
 from bayesrl.posterior.sampling import Source
@@ -104,10 +104,10 @@ def _check_rewards(draws: Draws, objective: Objective) -> None:
                     "make the reward finite for every draw of the policy"
                 )
         count = int((by_draw == -np.inf).any(-1).sum())
-        if count and not isinstance(objective, ForwardKL):
+        if count and objective.refuses_impossible:
             raise ObjectiveError(
-                f"reward site {name!r} returned -inf for {count} of {num} particles, and the expectation that "
-                f"{type(objective).__name__} takes is then -inf; use ForwardKL(), enumerate_posterior or importance, "
+                f"reward site {name!r} returned -inf for {count} of {num} particles, and "
+                f"{objective.refuses_impossible}; use ForwardKL(), enumerate_posterior or importance, "
                 "or a large finite penalty"
             )
 
