@@ -18,6 +18,7 @@ from bayesrl.exact.backward_induction import build_stage
 from bayesrl.exact.enumeration import exact_metrics
 from bayesrl.exact.grid import assignments, num_assignments, path_axes
 from bayesrl.exact.tabulation import check_grid_size, freeze_program, score_by_context
+from bayesrl.guides.base import Guide
 from bayesrl.moments.adaptive_sample import SampleSolution, refuse_not_finite, solve_by_draws
 from bayesrl.moments.convex_dual import MomentTable, refuse_contradictions, refuse_dependent, refuse_outside, solve_dual
 from bayesrl.moments.features import Feature, MeasuredPolicy, RewardsAsMetrics, TiltedPolicy, measured_site
@@ -87,6 +88,7 @@ def constrain(
     targets: Targets,
     *args: Any,
     per_context: bool = True,
+    guide: Guide | None = None,
     num_samples: Annotated[int, integer_range(1000)] = 10_000,
     max_count: Count = 2**20,
 ) -> ConstrainedPolicy:
@@ -96,7 +98,7 @@ def constrain(
     log Z(λ) − Σ λᵢ·tᵢ. So q is the tilted posterior of the reward Σ λᵢ·fᵢ at β = 1. Finite programs are solved exactly,
     by Newton's method over all assignments in double precision; others from self-normalised weighted draws. Where the
     draws of the prior are too few near the target, the policy is fitted to the present tilt and draws of the fit join
-    them, until 2% of all draws are effective.
+    them, until 10% of all draws, or 1,000, are effective.
 
     A plate of contexts holds separate distributions, so a target holds in each of them, with its own λ. With
     `per_context=False` it holds for the mean over contexts, and they share λ.
@@ -111,6 +113,7 @@ def constrain(
             one per context). A target is a number or an array [*contexts], in units of its feature.
         *args: arguments of the program.
         per_context: whether targets hold in each context; if not, for the mean over contexts.
+        guide: what these fits train, as in `fit`.
         num_samples: number of draws of the prior, and of each fit.
         max_count: largest number of assignments to visit; larger programs are solved by draws.
 
@@ -121,7 +124,7 @@ def constrain(
         EngineError: there are no targets, or one is not a finite number, is out of reach, on the edge of what is
             possible (λ is infinite there), or contradicts the others; features are constant or linearly dependent, not
             finite, or no sites; nature draws too; a plate is subsampled; or draws do not get to the target.
-        PolicyError: the policy cannot be used, as for any engine.
+        PolicyError, GuideError: the policy cannot be used, as for any engine, or not fitted without a `guide`.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -158,7 +161,7 @@ def constrain(
         return _exactly(program, tuple(features), wanted, tilted, shape, shared=not per_context)
 
     def fit_tilt(fit_key: PRNGKey, multipliers: np.ndarray) -> Posterior:
-        return fit(fit_key, tilted(multipliers), *args, beta=1.0, num_steps=_FIT_STEPS, progress=False)
+        return fit(fit_key, tilted(multipliers), *args, beta=1.0, guide=guide, num_steps=_FIT_STEPS, progress=False)
 
     (draw_key,) = split_keys(key, 1)
     solution = solve_by_draws(draw_key, program, tuple(features), wanted, num_samples, fit_tilt, shared=not per_context)

@@ -223,6 +223,19 @@ def test_a_normal_is_shifted_far_by_fits() -> None:
     assert found.ess > 1500
 
 
+def test_data_far_from_the_prior_are_fitted_first() -> None:
+    """x ~ N(0, 1) and y = 6 with error .1: x given y is N(5.94, .0995²). A mean of 6: λ = .06·101 = 6; 1e-5 false alarms."""
+
+    def program() -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.1), obs=6.0)
+
+    mean, variance = 600 / 101, 1 / 101
+    found = constrain(jax.random.key(8), program, {"x": 6.0}, num_samples=2000)
+    within(found.multipliers["x"], (6 - mean) / variance)
+    within(found.kl, (6 - mean) ** 2 / (2 * variance))
+
+
 def test_standard_errors_are_those_of_repetition() -> None:
     """400 equal contexts are 400 repetitions; three spreads, known to 1/√798 each, within 5 of that: 2e-6."""
 
