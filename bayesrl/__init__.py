@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bayesrl.report.write import write_report
     from bayesrl.statistics.estimates import Estimate, Interval
     from bayesrl.svi.fitting import fit, init
+    from bayesrl.svi.replayed_draws import ReplayDraws
     from bayesrl.svi.reused_draws import ReuseDraws
     from bayesrl.svi.saved_fits import load, resume
     from bayesrl.svi.step import State, step
@@ -56,6 +57,7 @@ _HOMES = {
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
     "bayesrl.svi.fitting": ("fit", "init"),
     "bayesrl.svi.step": ("State", "step"),
+    "bayesrl.svi.replayed_draws": ("ReplayDraws",),
     "bayesrl.svi.reused_draws": ("ReuseDraws",),
     "bayesrl.monte_carlo.best_of_draws": ("best_of",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
@@ -80,6 +82,7 @@ __all__ = [
     "LearningProblem",
     "Posterior",
     "Problem",
+    "ReplayDraws",
     "ReuseDraws",
     "Section",
     "State",

@@ -7,5 +7,6 @@ from bayesrl.objectives.f_divergence import FDivergence
 from bayesrl.objectives.forward_kl import ForwardKL
 from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
+from bayesrl.objectives.trajectory_balance import TrajectoryBalance
 
-__all__ = ["BestOfN", "ClippedKL", "FDivergence", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]
+__all__ = ["BestOfN", "ClippedKL", "FDivergence", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL", "TrajectoryBalance"]

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.statistics.definitions import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
+
+OWN = "objective$"
+"""The names of an objective's own parameters start with this."""
 
 
 class Info(NamedTuple):
@@ -64,10 +67,20 @@ class Objective(ELBO):
     can_infer_discrete = True
     num_particles: int
 
+    weighs_behaviour: ClassVar[bool] = False
+    """Whether its `Info` allows for draws of another policy; if not, the history tells of the policy that drew."""
+
     @property
     def refuses_impossible(self) -> str:
         """Why rewards of −inf are refused; empty if they are allowed."""
         return f"the expectation that {type(self).__name__} takes is then -inf"
+
+    def init_params(self, key: PRNGKey, programs: Programs) -> Params:
+        """Return starting values of parameters of its own, which are trained beside the guide's; by default none.
+
+        Their names start with `OWN`. They are in `params` of every method, and not in the posterior.
+        """
+        return {}
 
     @abstractmethod
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "Objective":
@@ -109,6 +122,11 @@ class Objective(ELBO):
         ready = self.prepare(rng_key, programs, param_map)
         value, _ = ready.evaluate(rng_key, param_map, programs, 1.0)
         return {"loss": value * structure.num_contexts, "mutable_state": None}
+
+
+def guide_params(params: Params) -> Params:
+    """Leave out the parameters that belong to the objective."""
+    return {name: value for name, value in params.items() if not name.startswith(OWN)}
 
 
 def info_from_draws(

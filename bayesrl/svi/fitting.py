@@ -21,6 +21,7 @@ from bayesrl.display.progress import show_progress
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.objectives.base import guide_params
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import as_netcdf
 from bayesrl.posterior.from_params import with_draws
@@ -313,7 +314,7 @@ def posterior_of(
 ) -> Posterior:
     """Make the posterior of a state: averaged parameters, history and, if `drawn`, draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
-    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(state.train.average))
+    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(guide_params(state.train.average)))
     made = Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,
@@ -325,7 +326,9 @@ def posterior_of(
         interrupted=interrupted,
         programs=setup.programs,
     )
-    return with_draws(fold_in(key, 6), made, jax.tree.map(lambda x: x[0], setup.params)) if drawn else made
+    return (
+        with_draws(fold_in(key, 6), made, jax.tree.map(lambda x: x[0], guide_params(setup.params))) if drawn else made
+    )
 
 
 def save_posterior(folder: Path, posterior: Posterior) -> None:

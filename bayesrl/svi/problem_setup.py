@@ -73,10 +73,12 @@ def set_up(
     programs.structure.check_memory(particles * num_restarts * betas.size, FitError)
     rate = None if family is None else family.learning_rate_for(first)
     drawings = draw_and_check(key, programs, first, by_hand=family is None) if drawn else None
-    ready = objective.prepare(fold_in(key, 2), programs, first)
+    own = objective.init_params(fold_in(key, 9), programs)
+    ready = objective.prepare(fold_in(key, 2), programs, {**first, **own})
     if drawings is not None:
         _check_rewards(drawings[0], ready)
     starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)
+    starts |= {name: np.stack([to_host(value)] * num_restarts) for name, value in own.items()}
     count = max(int(np.prod(np.shape(betas))), 1)
     params = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)

@@ -16,7 +16,7 @@ from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
-from bayesrl.objectives.base import Info, Objective, info_from_reused_draws
+from bayesrl.objectives.base import Info, Objective, guide_params, info_from_reused_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys, Program
 from bayesrl.value_checks import LEAST, format_value, is_real, is_traced
 
@@ -97,7 +97,7 @@ class State(eqx.Module):
     @property
     def params(self) -> Params:
         """Parameters as the guide declares them, averaged over the last part of the run; `Posterior.at` takes them."""
-        return self.config.programs.constrain(self.train.average)
+        return self.config.programs.constrain(guide_params(self.train.average))
 
     @property
     def policy(self) -> Program:
@@ -235,7 +235,8 @@ def step_on_draws(state: State, draws: Draws, *, one_batch: bool = False) -> tup
         return config.objective.surrogate(params, rescored, programs, state.beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.train.params)
-    info = info_from_reused_draws(info, draws, programs, state.beta)
+    if not config.objective.weighs_behaviour:
+        info = info_from_reused_draws(info, draws, programs, state.beta)
     return _apply(state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 

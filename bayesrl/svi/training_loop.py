@@ -70,6 +70,12 @@ def _made(source: Source, key: PRNGKey, params: Params, programs: Programs) -> D
         draws = source(key, params, programs)
     if not isinstance(draws, Draws):
         raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, programs)")
+    missing = [name for name in programs.structure.actions if name not in draws.sites]
+    if missing:
+        raise FitError(
+            f"source gave draws of {sorted(draws.sites)} without site {missing[0]!r}: they are of another policy; "
+            "give draws of this one"
+        )
     return draws
 
 
