@@ -9,4 +9,13 @@ from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
 from bayesrl.objectives.trajectory_balance import TrajectoryBalance
 
-__all__ = ["BestOfN", "ClippedKL", "FDivergence", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL", "TrajectoryBalance"]
+__all__ = [
+    "BestOfN",
+    "ClippedKL",
+    "FDivergence",
+    "ForwardKL",
+    "NumPyroELBO",
+    "Objective",
+    "ReverseKL",
+    "TrajectoryBalance",
+]

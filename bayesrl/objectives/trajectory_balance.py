@@ -1,13 +1,13 @@
 """Trajectory balance: squared log-ratios, whose fixed point is p* on draws of any behaviour with support."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bayesrl.arguments import Count, Positive, UnitInterval, UnusedOption, checked
+from bayesrl.arguments import Count, Positive, UnitInterval, UnusedOption, checked, real_range
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.draws import Draws, total
@@ -91,16 +91,11 @@ class TrajectoryBalance(Objective):
     prior_fraction: UnitInterval = 0.0
     decay: Positive = 0.9
     log_z_rate: Positive = 1.0
-    least_log_reward: Any = None
+    least_log_reward: Annotated[float, real_range()] | None = None
 
     weighs_behaviour: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        floor = self.least_log_reward
-        if floor is not None and not (isinstance(floor, int | float) and -3e38 < floor < 3e38):
-            raise ObjectiveError(
-                f"TrajectoryBalance got least_log_reward={floor!r}; use a finite number of nats, such as -20, or None"
-            )
         if self.form in ("variance", "pairs"):
             self._refuse_few(self.num_particles)
 

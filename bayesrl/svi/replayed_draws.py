@@ -13,10 +13,7 @@ from bayesrl.compilation.random_keys import as_hash_key, fold_in, key_data
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
-from bayesrl.typing import Params, PRNGKey
-from bayesrl.value_checks import format_value
-
-type Stored = Mapping[str, Any] | Draws
+from bayesrl.typing import Params, PRNGKey, SiteArrays
 
 _CLOSE = 1e-3
 """How far scores of stored draws may be off, relative to their size, nats."""
@@ -66,7 +63,7 @@ class ReplayDraws:
     prior_fraction: UnitInterval = 0.0
     priority: NonNegative = 0.0
     capacity: CountAboveOne = 10_000
-    stored: Any = field(default=None, repr=False)
+    stored: SiteArrays | Draws | None = field(default=None, repr=False)
     _memory: Draws | None = field(default=None, init=False, repr=False)
     _kept: int = field(default=0, init=False, repr=False)
     _draw: Callable[..., Draws] | None = field(default=None, init=False, repr=False)
@@ -76,11 +73,6 @@ class ReplayDraws:
             raise FitError(
                 f"ReplayDraws(replay_fraction={self.replay_fraction}) makes no new draw of {self.num_particles}, and "
                 "has nothing stored; pass stored=..., or a smaller fraction"
-            )
-        if self.stored is not None and not isinstance(self.stored, Mapping | Draws):
-            raise FitError(
-                f"stored={format_value(self.stored)} is neither a dictionary of site values nor Draws; pass "
-                "{site: array [draws, ...]}"
             )
 
     @property
@@ -157,7 +149,7 @@ class ReplayDraws:
         self._memory, self._draw, self._kept = None, None, 0
 
 
-def scored_data(stored: Stored, params: Params, programs: Programs) -> Draws:
+def scored_data(stored: SiteArrays | Draws, params: Params, programs: Programs) -> Draws:
     """Score stored values of sites under a policy and its guide; who drew them may be unknown (nan).
 
     Raises:

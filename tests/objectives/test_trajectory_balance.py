@@ -209,7 +209,7 @@ def test_numpyros_svi_takes_the_variance_and_not_a_log_z_of_its_own() -> None:
         ({"decay": 0.5}, "only form='subtrajectory' weighs"),
         ({"form": "variance", "log_z_rate": 2.0}, "no log Z to learn"),
         ({"form": "subtrajectory", "decay": 0.0}, "got decay=0.0"),
-        ({"least_log_reward": -np.inf}, "use a finite number of nats"),
+        ({"least_log_reward": -np.inf}, "got least_log_reward=-inf"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
