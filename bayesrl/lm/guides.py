@@ -13,6 +13,7 @@ import numpyro
 from jax import Array
 
 from bayesrl.arguments import Count, Positive, checked
+from bayesrl.core.handlers import power
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoGuide, PolicyGuide
@@ -63,6 +64,7 @@ class AutoModelGuide(AutoGuide):
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `AutoGuide.build`."""
+        policy = policy.fn if isinstance(policy, power) else policy  # whose model is the same
         if not isinstance(policy, PromptedPolicy):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {format_value(policy)} is not; "

@@ -85,7 +85,7 @@ def _best_of_n(axes: "Axes", found: BestOfDraws) -> None:
     _points(axes, np.asarray(kl.mean), reward, GOLD, "best of n", 2 * np.asarray(kl.se))
     for i in range(len(number)):
         at = (float(kl.mean[i]), float(reward.mean[i]))
-        axes.annotate(f"n = {number[i]}", at, (4, -11), textcoords="offset points", fontsize=8)
+        axes.annotate(f"n = {number[i]}", at, (-3, 4), textcoords="offset points", fontsize=8, ha="right")
 
 
 def objective_figure(evidence: Evidence) -> "Figure":
