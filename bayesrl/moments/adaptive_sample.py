@@ -208,7 +208,8 @@ def _solution(table: MomentTable, multipliers: np.ndarray, *, strata: int, condi
     # Against the prior alone Σ base is known to be N; with data it is estimated, and log Z is relative to p(y).
     log_z = tilted.log_z if conditioned else tilted.log_z + np.log(size.mean(0))
     relative = num * (tilted.weights - size / size.sum(0)) if conditioned else num * tilted.weights - 1.0
-    each, factors = table._replace(shared=False).tilt(table.spread(multipliers)), table.spread(multipliers)
+    factors = table.spread(multipliers)
+    each = table._replace(shared=False).tilt(factors)
     reward = np.einsum("kc,knc->nc", factors, table.features)
     mean = np.einsum("kc,kc->c", factors, each.means)
     through = np.einsum("kc,ckl,nlc->nc", factors, each.covariance, influence)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,24 @@ from bayesrl.exact.grid import assignments, num_assignments, path_axes
 from bayesrl.exact.tabulation import check_grid_size, freeze_program, score_by_context
 from bayesrl.guides.base import Guide
 from bayesrl.moments.adaptive_sample import SampleSolution, refuse_not_finite, solve_by_draws
-from bayesrl.moments.convex_dual import MomentTable, refuse_contradictions, refuse_dependent, refuse_outside, solve_dual
-from bayesrl.moments.features import Feature, MeasuredPolicy, RewardsAsMetrics, TiltedPolicy, measured_site
+from bayesrl.moments.convex_dual import (
+    MomentTable,
+    refuse_contradictions,
+    refuse_dependent,
+    refuse_outside,
+    refuse_unsolved,
+    solve_dual,
+)
+from bayesrl.moments.features import (
+    Feature,
+    MeasuredPolicy,
+    RewardsAsMetrics,
+    SteppedPolicy,
+    TiltedPolicy,
+    arise_in_steps,
+    measured_site,
+)
+from bayesrl.moments.stages import StagedTable, staged_table
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.fitting import fit
@@ -54,7 +70,8 @@ class ConstrainedPolicy:
 
     Attributes:
         policy: the program q in the form of a prior with the reward Σ λᵢ·fᵢ at site "moment_constraints", for every
-            engine at beta=1. Rewards of the prior are deterministic sites in it, and so are computed features.
+            engine at beta=1. Rewards of the prior are deterministic sites in it, and so are computed features. Sites
+            of a `scan` are rewarded at each step, at sites "moment_constraints …".
         multipliers: λ of each feature, [*contexts], or () if contexts share it; nats per unit of the feature.
         moments: E_q[f] of each feature, of the same shape, in units of the feature. Its standard error is what the
             error of λ leaves uncertain.
@@ -96,9 +113,9 @@ def constrain(
 
     q = argmin KL(q‖π₀) with E_q[fᵢ] = tᵢ is q(x) = π₀(x)·exp(Σ λᵢ·fᵢ(x))/Z(λ), where λ minimises the convex
     log Z(λ) − Σ λᵢ·tᵢ. So q is the tilted posterior of the reward Σ λᵢ·fᵢ at β = 1. Finite programs are solved exactly,
-    by Newton's method over all assignments in double precision; others from self-normalised weighted draws. Where the
-    draws of the prior are too few near the target, the policy is fitted to the present tilt and draws of the fit join
-    them, until 10% of all draws, or 1,000, are effective.
+    in double precision: over all assignments, or state by state along a `scan` if the features are its sites. Others
+    are solved from self-normalised weighted draws. Where the draws of the prior are too few near the target, the policy
+    is fitted to the present tilt and draws of the fit join them, until 10% of all draws, or 1,000, are effective.
 
     A plate of contexts holds separate distributions, so a target holds in each of them, with its own λ. With
     `per_context=False` it holds for the mean over contexts, and they share λ.
@@ -144,28 +161,94 @@ def constrain(
         Csiszár (1975), "I-divergence geometry of probability distributions and minimization problems";
         Hesterberg (1995), "Weighted average importance sampling and defensive mixture distributions".
     """
-    args = as_arrays(args)
+    problem = _prepared(policy, as_arrays(args), targets, per_context=per_context)
+    contexts = problem.program.structure.context_shape
+    table = problem.table(max_count)
+    if table is not None:
+        return _exactly(table, problem, contexts)
+
+    def fit_tilt(fit_key: PRNGKey, multipliers: np.ndarray) -> Posterior:
+        tilted = problem.tilted(multipliers)
+        return fit(fit_key, tilted, *args, beta=1.0, guide=guide, num_steps=_FIT_STEPS, progress=False)
+
+    (draw_key,) = split_keys(key, 1)
+    labels, shared = tuple(problem.features), not per_context
+    solution = solve_by_draws(draw_key, problem.program, labels, problem.targets, num_samples, fit_tilt, shared=shared)
+    return _from_draws(solution, problem, contexts)
+
+
+class _Problem(NamedTuple):
+    """What is to be solved.
+
+    Attributes:
+        policy: the prior, with its parameters frozen.
+        program: the prior with its features as rewards, and the arguments.
+        features: the features by name.
+        targets: their targets, [features, groups].
+        shape: of the multipliers: [*contexts], or () if contexts share them.
+        shared: whether they do.
+        rewards: which features are the policy's rewards (or computed).
+        by_step: whether the features are sites of a scan that can be rewarded where they arise.
+    """
+
+    policy: Program
+    program: Programs
+    features: dict[str, Feature]
+    targets: np.ndarray
+    shape: tuple[int, ...]
+    shared: bool
+    rewards: set[str]
+    by_step: bool
+
+    def tilted(self, multipliers: np.ndarray) -> Program:
+        """Return the policy with its features rewarded by λ, [features, groups]."""
+        factors = multipliers.reshape(len(self.features), *self.shape)
+        if not self.by_step:
+            return TiltedPolicy(self.policy, self.features, factors)
+        dims = tuple(frame.dim for frame in self.program.structure.contexts)
+        each = {label: np.asarray(factor) for label, factor in zip(self.features, factors, strict=True)}
+        return SteppedPolicy(self.policy, each, dims)
+
+    def table(self, max_count: int) -> MomentTable | StagedTable | None:
+        """Tabulate the features of a finite program; None if it is not finite, or too large."""
+        labels, shared = tuple(self.features), self.shared
+        if _is_enumerable(self.program.structure, max_count):
+            return _table(self.program, labels, self.targets, shared=shared)
+        if not self.by_step:
+            return None
+        shown = SteppedPolicy(self.policy, dict.fromkeys(labels, np.ones(())))
+        program = freeze_program(shown, self.program.args, 1.0)
+        return staged_table(program, labels, self.rewards, self.targets, max_count, shared=shared)
+
+
+def _prepared(policy: Program, args: tuple[Any, ...], targets: Mapping[Feature, Any], *, per_context: bool) -> _Problem:
     frozen, _ = freeze(key_from_seed(0), policy, *args)
     structure = inspect(key_from_seed(0), RewardsAsMetrics(frozen), *args)
     _refuse_nature(structure)
     features, values = _read(targets, structure)
     program = freeze_program(MeasuredPolicy(frozen, features), args, 1.0)
     _refuse_mixed(program.structure, features, structure)
-    wanted = _laid_out(values, program.structure, per_context=per_context)
-    shape = () if not per_context else program.structure.context_shape
+    shown = _shown_by_step(frozen, features, structure, args)
+    rewards = set(features) - {site.name for site in structure.sites}
+    return _Problem(
+        frozen,
+        program,
+        features,
+        _laid_out(values, program.structure, per_context=per_context),
+        program.structure.context_shape if per_context else (),
+        not per_context,
+        rewards,
+        shown is not None and arise_in_steps(features, rewards, shown),
+    )
 
-    def tilted(multipliers: np.ndarray) -> TiltedPolicy:
-        return TiltedPolicy(frozen, features, multipliers.reshape(len(features), *shape))
 
-    if _is_enumerable(program.structure, max_count):
-        return _exactly(program, tuple(features), wanted, tilted, shape, shared=not per_context)
-
-    def fit_tilt(fit_key: PRNGKey, multipliers: np.ndarray) -> Posterior:
-        return fit(fit_key, tilted(multipliers), *args, beta=1.0, guide=guide, num_steps=_FIT_STEPS, progress=False)
-
-    (draw_key,) = split_keys(key, 1)
-    solution = solve_by_draws(draw_key, program, tuple(features), wanted, num_samples, fit_tilt, shared=not per_context)
-    return _from_draws(solution, tilted(solution.multipliers), shape, program.structure.context_shape)
+def _shown_by_step(
+    policy: Program, features: Mapping[str, Feature], structure: Structure, args: tuple[Any, ...]
+) -> Structure | None:
+    """Return the structure of a policy with a scan, with its rewards as deterministic sites; None without a scan."""
+    if all(site.scan is None for site in structure.sites) or not all(isinstance(x, str) for x in features.values()):
+        return None
+    return inspect(key_from_seed(0), SteppedPolicy(policy, {}), *args)
 
 
 def _refuse_nature(structure: Structure) -> None:
@@ -250,50 +333,39 @@ def _table(program: Programs, labels: tuple[str, ...], targets: np.ndarray, *, s
     return MomentTable(log_base, features, targets, labels, shared)
 
 
-def _exactly(
-    program: Programs,
-    labels: tuple[str, ...],
-    targets: np.ndarray,
-    tilted: Any,
-    shape: tuple[int, ...],
-    *,
-    shared: bool,
-) -> ConstrainedPolicy:
-    table = _table(program, labels, targets, shared=shared)
+def _exactly(table: MomentTable | StagedTable, problem: _Problem, contexts: tuple[int, ...]) -> ConstrainedPolicy:
     refuse_dependent(table, "in every assignment")
     refuse_outside(table, *table.limits())
     multipliers, solved = solve_dual(table)
-    refuse_contradictions(table, multipliers, solved)
+    if isinstance(table, MomentTable):
+        refuse_contradictions(table, multipliers, solved)
+    refuse_unsolved(table, solved)
     found = table.tilt(multipliers)
-    each = table._replace(shared=False).tilt(table.spread(multipliers))
-    kl = np.einsum("kc,kc->c", table.spread(multipliers), each.means) - found.log_z
-    contexts = program.structure.context_shape
+    kl = np.einsum("kc,kc->c", table.spread(multipliers), found.each) - found.log_z
 
     def known(value: np.ndarray, to: tuple[int, ...]) -> Estimate:
         return Estimate(value.reshape(to), np.zeros(to))
 
     return ConstrainedPolicy(
-        tilted(multipliers),
-        {label: known(value, shape) for label, value in zip(table.labels, multipliers, strict=True)},
-        {label: known(value, shape) for label, value in zip(table.labels, found.means, strict=True)},
+        problem.tilted(multipliers),
+        {label: known(value, problem.shape) for label, value in zip(table.labels, multipliers, strict=True)},
+        {label: known(value, problem.shape) for label, value in zip(table.labels, found.means, strict=True)},
         known(found.log_z, contexts),
         known(np.maximum(kl, 0.0), contexts),
         None,
     )
 
 
-def _from_draws(
-    found: SampleSolution, policy: TiltedPolicy, shape: tuple[int, ...], contexts: tuple[int, ...]
-) -> ConstrainedPolicy:
+def _from_draws(found: SampleSolution, problem: _Problem, contexts: tuple[int, ...]) -> ConstrainedPolicy:
     num = len(found.influence)
 
     def estimates(means: np.ndarray, influence: np.ndarray) -> dict[str, Estimate]:
         errors = influence.std(0, ddof=1) / math.sqrt(num)
         rows = zip(found.table.labels, means, errors, strict=True)
-        return {label: Estimate(mean.reshape(shape), se.reshape(shape)) for label, mean, se in rows}
+        return {label: Estimate(mean.reshape(problem.shape), se.reshape(problem.shape)) for label, mean, se in rows}
 
     return ConstrainedPolicy(
-        policy,
+        problem.tilted(found.multipliers),
         estimates(found.multipliers, found.influence),
         estimates(found.tilted.means, found.pull),
         Estimate(found.log_z.mean.reshape(contexts), found.log_z.se.reshape(contexts)),

@@ -1,7 +1,7 @@
 """The dual of moment constraints: Newton's method on log Z(λ) − λ·target, and what keeps it from having a minimum."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.optimize import linprog
@@ -11,26 +11,64 @@ from bayesrl.errors import EngineError
 
 _MOST_STEPS = 200
 _SOLVED = 1e-11
-_DEPENDENT = 1e-10
 _LONGEST_STEP = 50.0
 _STEEP = 15.0
 _ROUNDING = 1e-6
 
 
 class TiltedTable(NamedTuple):
-    """A table of draws or assignments under the exponential tilt by given multipliers.
+    """Moments under the exponential tilt by given multipliers.
 
     Attributes:
-        weights: q of each row, [rows, contexts], normalised over rows.
-        log_z: log Σ base·exp(λ·f), [contexts], nats, relative to Σ base.
+        log_z: log E_π₀[exp(λ·f)], [contexts], nats; relative to Σ base for weighted rows.
         means: E_q[f], [features, groups].
+        each: the same in each context, [features, contexts].
         covariance: Cov_q[f], [groups, features, features].
+        weights: q of each row, [rows, contexts], normalised over rows; empty where rows are not held.
     """
 
-    weights: np.ndarray
     log_z: np.ndarray
     means: np.ndarray
+    each: np.ndarray
     covariance: np.ndarray
+    weights: np.ndarray = np.zeros((0, 0))
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Features of a prior: what the dual needs to know of them; see `MomentTable`."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What E_q[f] is to be, [features, groups]."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the features."""
+
+    @property
+    def dependent(self) -> float:
+        """An eigenvalue of the correlations of the features that is 0 but for rounding."""
+
+    def grouped(self, values: np.ndarray) -> np.ndarray:
+        """Average over the contexts of each group, [..., contexts] to [..., groups]."""
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Repeat values of groups for their contexts, [features, contexts]."""
+
+    def tilt(self, multipliers: np.ndarray) -> TiltedTable:
+        """Weight by exp(λ·f), with λ [features, groups]."""
+
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and the largest moment that can be, each [features, groups]."""
+
+    def dispersion(self) -> np.ndarray:
+        """Return a covariance of the features that is singular where they are dependent."""
+
+
+def averaged(values: np.ndarray, *, shared: bool) -> np.ndarray:
+    """Average over the contexts of each group, [..., contexts] to [..., groups]."""
+    return values.mean(-1, keepdims=True) if shared else values
 
 
 class MomentTable(NamedTuple):
@@ -52,9 +90,14 @@ class MomentTable(NamedTuple):
     labels: tuple[str, ...]
     shared: bool
 
+    @property
+    def dependent(self) -> float:
+        """An eigenvalue of the correlations of the features that is 0 but for rounding."""
+        return 1e-10
+
     def grouped(self, values: np.ndarray) -> np.ndarray:
         """Average over the contexts of each group, [..., contexts] to [..., groups]."""
-        return values.mean(-1, keepdims=True) if self.shared else values
+        return averaged(values, shared=self.shared)
 
     def tilt(self, multipliers: np.ndarray) -> TiltedTable:
         """Weight the rows by exp(λ·f), with λ [features, groups]."""
@@ -65,7 +108,7 @@ class MomentTable(NamedTuple):
         means = np.einsum("nc,knc->kc", weights, self.features)
         apart = self.features - means[:, None]
         covariance = np.einsum("nc,knc,lnc->klc", weights, apart, apart)
-        return TiltedTable(weights, log_z, self.grouped(means), np.moveaxis(self.grouped(covariance), -1, 0))
+        return TiltedTable(log_z, self.grouped(means), means, np.moveaxis(self.grouped(covariance), -1, 0), weights)
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Repeat values of groups for their contexts, [features, contexts]."""
@@ -78,12 +121,20 @@ class MomentTable(NamedTuple):
         high = np.where(held, self.features, -np.inf).max(1)
         return self.grouped(low), self.grouped(high)
 
+    def dispersion(self) -> np.ndarray:
+        """Return the covariance of the features over the rows, each once, [groups, features, features]."""
+        held = self.log_base > -np.inf
+        count = held.sum(0)
+        means = np.where(held, self.features, 0.0).sum(1) / count
+        apart = np.where(held, self.features - means[:, None], 0.0)
+        return np.moveaxis(self.grouped(np.einsum("knc,lnc->klc", apart, apart) / count), -1, 0)
+
     def with_targets(self, targets: np.ndarray) -> "MomentTable":
         """Return the same table with other targets, [features, groups]."""
         return self._replace(targets=targets)
 
 
-def solve_dual(table: MomentTable, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def solve_dual(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Minimise log Z(λ) − λ·target, which is convex, by damped Newton steps.
 
     Returns:
@@ -91,33 +142,36 @@ def solve_dual(table: MomentTable, start: np.ndarray | None = None) -> tuple[np.
     """
     low, high = table.limits()
     scale = np.where(high > low, high - low, 1.0)
-    centred = table.with_targets(np.zeros_like(table.targets))._replace(
-        features=(table.features - table.spread(table.targets)[:, None]) / table.spread(scale)[:, None]
-    )
-    found = np.zeros_like(table.targets) if start is None else start * scale
-    now = centred.tilt(found)
+    # A ridge far below the curvature of any solvable problem keeps a flat direction from stopping the others.
+    ridge = 1e-14 * np.eye(len(scale))
+
+    def at(scaled: np.ndarray) -> tuple[TiltedTable, np.ndarray, np.ndarray]:
+        tilted = table.tilt(scaled / scale)
+        return tilted, table.grouped(tilted.log_z), (tilted.means - table.targets) / scale
+
+    found = np.zeros_like(table.targets)
+    now, value, slope = at(found)
     for _ in range(_MOST_STEPS):
-        if np.abs(now.means).max() < _SOLVED:
+        if np.abs(slope).max() < _SOLVED:
             break
-        # A ridge far below the curvature of any solvable problem keeps a flat direction from stopping the others.
-        ridge = 1e-14 * np.eye(len(found))
-        step = -np.linalg.solve(now.covariance + ridge, now.means.T[..., None])[..., 0].T
+        curvature = now.covariance / scale.T[:, :, None] / scale.T[:, None, :]
+        step = -np.linalg.solve(curvature + ridge, slope.T[..., None])[..., 0].T
         step = step * np.minimum(1.0, _LONGEST_STEP / np.maximum(np.abs(step).max(0), 1e-300))
-        gain = -(now.means * step).sum(0)
-        value, size = centred.grouped(now.log_z), np.ones(step.shape[1])
+        gain, size = -(slope * step).sum(0), np.ones(step.shape[1])
         for _ in range(60):
-            after = centred.tilt(found + size * step)
+            now, after, slope = at(found + size * step)
+            change = after - value - size * (step * table.targets / scale).sum(0)
             # Near the minimum the gain drowns in rounding, and the full step is right.
-            poor = (centred.grouped(after.log_z) > value - 1e-4 * size * gain) & (gain > 1e-12 * (1 + np.abs(value)))
+            poor = ~(change <= -1e-4 * size * gain) & (gain > 1e-12 * (1 + np.abs(value)))
             if not poor.any():
                 break
             size = np.where(poor, size / 2, size)
-        found, now = found + size * step, after
-    return found / scale, np.abs(now.means).max(0) < 1e-8
+        found, value = found + size * step, after
+    return found / scale, np.abs(slope).max(0) < 1e-8
 
 
-def refuse_dependent(table: MomentTable, where: str) -> None:
-    """Refuse features that are constant, or linear in one another, over the rows.
+def refuse_dependent(table: Table, where: str) -> None:
+    """Refuse features that are constant, or linear in one another.
 
     Args:
         table: the table.
@@ -135,14 +189,10 @@ def refuse_dependent(table: MomentTable, where: str) -> None:
             f"feature {table.labels[index]!r} is {low[index, group]:.6g} {where}{_at(table, group)}, so no tilt moves "
             "its mean; leave it out, or choose a feature that varies"
         )
-    held = table.log_base > -np.inf
-    count = held.sum(0)
-    means = np.where(held, table.features, 0.0).sum(1) / count
-    apart = np.where(held, table.features - means[:, None], 0.0)
-    covariance = np.moveaxis(table.grouped(np.einsum("knc,lnc->klc", apart, apart) / count), -1, 0)
+    covariance = table.dispersion()
     spread = np.sqrt(np.einsum("gkk->gk", covariance))
     values, vectors = np.linalg.eigh(covariance / spread[:, :, None] / spread[:, None, :])
-    if (values[:, 0] < _DEPENDENT).any():
+    if (values[:, 0] < table.dependent).any():
         group = int(values[:, 0].argmin())
         factors = vectors[group, :, 0] / spread[group]
         part = np.abs(vectors[group, :, 0]) > 1e-3
@@ -155,11 +205,11 @@ def refuse_dependent(table: MomentTable, where: str) -> None:
         )
 
 
-def _at(table: MomentTable, group: int) -> str:
+def _at(table: Table, group: int) -> str:
     return f" of context {group}" if table.targets.shape[1] > 1 else ""
 
 
-def refuse_outside(table: MomentTable, low: np.ndarray, high: np.ndarray, given: str = "") -> None:
+def refuse_outside(table: Table, low: np.ndarray, high: np.ndarray, given: str = "") -> None:
     """Refuse targets outside of a range of moments, or on its edge.
 
     Args:
@@ -212,6 +262,14 @@ def refuse_contradictions(table: MomentTable, multipliers: np.ndarray, solved: n
             least[index, group], most[index, group] = ends
             before = ", ".join(repr(label) for label in table.labels[:index])
             refuse_outside(table, least, most, f", given the target{'s' if index > 1 else ''} of {before},")
+
+
+def refuse_unsolved(table: Table, solved: np.ndarray) -> None:
+    """Refuse targets for which Newton's method did not converge.
+
+    Raises:
+        EngineError: naming the features.
+    """
     if not solved.all():
         where = _at(table, int(np.flatnonzero(~solved)[0]))
         raise EngineError(

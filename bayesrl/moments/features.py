@@ -1,8 +1,10 @@
 """Features of a policy's draws, and the two programs that collect them as rewards: measured, and tilted."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpyro
 from jax import Array
 
 from bayesrl.arguments import user_code
-from bayesrl.core.handlers import IntoScans
+from bayesrl.core.handlers import IntoScans, scan_length, watch_body
 from bayesrl.core.primitives import MARK, reward
 from bayesrl.core.structure import Structure, structure_of
 from bayesrl.core.trace import Frame, Trace, per_context, trace_program
@@ -48,6 +50,46 @@ class RewardsAsMetrics(IntoScans):
             self.names.add(msg["name"])
 
 
+class _InPlace(IntoScans):
+    """Turn rewards into deterministic sites, and reward features where they arise, inside scans too."""
+
+    def __init__(self, multipliers: Mapping[str, np.ndarray], dims: tuple[int, ...]) -> None:
+        super().__init__(None)
+        self.multipliers, self.dims = multipliers, dims
+
+    def enter_scan(self, msg: dict[str, Any]) -> None:
+        """Handle the sites of a scan's body, whose deterministic sites are averaged over its steps."""
+        watch_body(msg, partial(self._handle, length=scan_length(msg)))
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        """Handle a site outside of scans."""
+        self._handle(msg, length=1)
+
+    def _handle(self, msg: dict[str, Any], length: int) -> None:
+        name = str(msg.get("name"))
+        if msg["type"] == "sample" and msg["infer"].get(MARK) == "reward" and not name.startswith(SITE):
+            value = msg["fn"].log_prob(msg["value"])
+            msg["value"] = value if msg["scale"] is None else value * msg["scale"]
+            msg["type"], length = "deterministic", 1
+        if msg["type"] == "deterministic" and name in self.multipliers:
+            value, multiplier = jnp.asarray(msg["value"], float), self.multipliers[name]
+            if multiplier.shape:
+                shape = [1] * max(-dim for dim in self.dims)
+                for dim, size in zip(self.dims, multiplier.shape, strict=True):
+                    shape[dim] = size
+                _check_contexts(multiplier.shape, tuple(value.shape[dim] for dim in self.dims))
+                multiplier = multiplier.reshape(shape)
+            reward(f"{SITE} {name}", jnp.asarray(multiplier / length, value.dtype) * value)
+
+
+def _check_contexts(found: tuple[int, ...], now: tuple[int, ...]) -> None:
+    if found != now:
+        raise PolicyError(
+            f"the multipliers were found for contexts of shape {found}, and the program has {now} now; "
+            "call bayesrl.constrain with these arguments"
+        )
+
+
 class Measurement:
     """One run of a policy without its rewards, and the features of what it drew.
 
@@ -67,7 +109,7 @@ class Measurement:
 
         with handler:
             trace = trace_program(run, *args)
-        if SITE in handler.names:
+        if any(name.startswith(SITE) for name in handler.names):
             raise EngineError(
                 f"the policy is constrained already (site {SITE!r}), and that reward would no longer count; "
                 "give all targets in one call, for the policy before"
@@ -188,11 +230,51 @@ class TiltedPolicy:
             if not isinstance(self.features[label], str):
                 _placed(label, value, found.contexts, numpyro.deterministic)
         values, shape = list(found.values.values()), self.multipliers.shape[1:]
-        if shape and any(value.shape != shape for value in values):
-            raise PolicyError(
-                f"the multipliers were found for contexts of shape {shape}, and the program has {values[0].shape} "
-                "now; call bayesrl.constrain with these arguments"
-            )
+        if shape:
+            _check_contexts(shape, values[0].shape)
         terms = [jnp.asarray(m, v.dtype) * v for m, v in zip(self.multipliers, values, strict=True)]
         _placed(SITE, sum(terms[1:], start=terms[0]), found.contexts, reward)
         return found.result
+
+
+@dataclass(frozen=True, eq=False)
+class SteppedPolicy:
+    """A policy whose features are sites, each rewarded by λ·f where it arises: step by step inside a scan.
+
+    So a tilt along time is solved state by state, and earlier steps learn from later ones. The policy's own rewards are
+    deterministic sites.
+
+    Attributes:
+        policy: the prior.
+        multipliers: λ by site, [*contexts] or ().
+        dims: the axes of the plates of contexts.
+    """
+
+    policy: Program
+    multipliers: Mapping[str, np.ndarray]
+    dims: tuple[int, ...] = ()
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the policy, and reward its features."""
+        with _InPlace(self.multipliers, self.dims):
+            return self.policy(*args)
+
+
+def arise_in_steps(features: Mapping[str, Feature], rewards: set[str], structure: Structure) -> bool:
+    """Whether all features are sites with one value for each context (and step), and some of them stand in a scan.
+
+    Args:
+        features: the features.
+        rewards: which of them are rewards, whose elements inside a context are summed.
+        structure: of the policy with its rewards as deterministic sites.
+    """
+    contexts = structure.contexts
+
+    def fits(feature: Feature) -> bool:
+        site = next((site for site in structure.sites if site.name == feature), None)
+        if site is None or site.kind != "metric" or not set(contexts) <= set(site.frames):
+            return False
+        steps = site.shape[0] if site.scan is not None else 1
+        return feature in rewards or math.prod(site.shape) == steps * math.prod(structure.context_shape)
+
+    return all(map(fits, features.values())) and any(structure[str(f)].scan is not None for f in features.values())

@@ -138,22 +138,68 @@ def test_data_make_the_prior_a_posterior() -> None:
     within(by_draws.kl, found.kl.mean)
 
 
-def test_rewards_along_time_are_summed() -> None:
-    """Five coins, of which 4 are to be heads: each is, with probability .8."""
+def coins(length: int, bias: Any = 0.5) -> None:
+    def step(last: Array, _: Any) -> tuple[Array, None]:
+        coin = numpyro.sample("coin", dist.Bernoulli(jnp.where(last == 1, bias, 0.5)))
+        reward("heads", 1.0 * coin)
+        numpyro.deterministic("same", 1.0 * (coin == last))
+        return coin, None
 
-    def coins() -> None:
+    scan(step, jnp.zeros((), int), jnp.arange(length))
+
+
+def test_rewards_along_time_are_summed() -> None:
+    """Five coins, of which 4 are to be heads: each is, with probability .8; likewise of 50, state by state."""
+    for length, heads in ((5, 4.0), (50, 40.0)):
+        found = constrain(KEY, coins, {"heads": heads}, length)
+        assert found.ess is None
+        np.testing.assert_allclose(found.multipliers["heads"].mean, np.log(4), rtol=1e-6)
+        np.testing.assert_allclose(found.moments["heads"].mean, heads, rtol=1e-8)
+        again = enumerate_posterior(found.policy, length, beta=1.0)
+        np.testing.assert_allclose(again.estimates.metrics["heads"].mean, 0.8, rtol=1e-5)  # per step
+        np.testing.assert_allclose(again.estimates.kl.mean, found.kl.mean, rtol=1e-5)
+
+
+def test_states_and_paths_agree() -> None:
+    """Two features of a Markov chain, one summed and one averaged over time, by whole paths and state by state."""
+    targets = {"heads": 7.0, "same": 0.7}
+    paths = constrain(KEY, coins, targets, 12, jnp.array(0.3))
+    states = constrain(KEY, coins, targets, 12, jnp.array(0.3), max_count=4095)
+    assert states.ess is None
+    for name, target in targets.items():
+        np.testing.assert_allclose(states.multipliers[name].mean, paths.multipliers[name].mean, rtol=1e-6)
+        np.testing.assert_allclose(states.moments[name].mean, target, rtol=1e-8)
+    np.testing.assert_allclose(states.kl.mean, paths.kl.mean, rtol=1e-6)
+    for target, message in ((50.5, "between 0 and 50"), (50.0, "on the edge")):
+        with pytest.raises(EngineError, match=message):
+            constrain(KEY, coins, {"heads": target}, 50)
+
+
+def test_contexts_along_time() -> None:
+    """30 coins in each of 3 contexts, state by state: log-odds per context; one λ for a mean over contexts."""
+    bias = jnp.array([0.2, 0.5, 0.6])
+
+    def program(bias: Array) -> None:
         def step(carry: Array, _: Any) -> tuple[Array, None]:
-            coin = numpyro.sample("coin", dist.Bernoulli(0.5))
-            reward("heads", 1.0 * coin)
+            with numpyro.plate("context", len(bias)):
+                reward("heads", 1.0 * numpyro.sample("coin", dist.Bernoulli(bias)))
             return carry, None
 
-        scan(step, jnp.zeros(()), jnp.arange(5))
+        scan(step, jnp.zeros(()), jnp.arange(30))
 
-    found = constrain(KEY, coins, {"heads": 4.0})
-    np.testing.assert_allclose(found.multipliers["heads"].mean, np.log(4), rtol=1e-6)
-    again = enumerate_posterior(found.policy, beta=1.0)
-    np.testing.assert_allclose(again.estimates.metrics["heads"].mean, 4.0, rtol=1e-5)
-    np.testing.assert_allclose(again.estimates.kl.mean, found.kl.mean, rtol=1e-5)
+    odds = np.log(np.asarray(bias) / (1 - np.asarray(bias)))
+    found = constrain(KEY, program, {"heads": np.array([15.0, 24.0, 18.0])}, bias)
+    assert found.ess is None
+    np.testing.assert_allclose(found.multipliers["heads"].mean, np.log([1, 4, 1.5]) - odds, atol=1e-6)
+    again = enumerate_posterior(found.policy, bias, beta=1.0)
+    assert again.log_evidence is not None
+    np.testing.assert_allclose(again.log_evidence.mean, found.log_evidence.mean, atol=1e-4)
+    with pytest.raises(PolicyError, match=r"found for contexts of shape \(3,\), and the program has \(2,\) now"):
+        enumerate_posterior(found.policy, bias[:2], beta=1.0)
+    shared = constrain(KEY, program, {"heads": 21.0}, bias, per_context=False)
+    heads = 30 / (1 + np.exp(-odds - shared.multipliers["heads"].mean))
+    np.testing.assert_allclose(heads.mean(), 21.0, atol=1e-6)
+    np.testing.assert_allclose(shared.moments["heads"].mean, 21.0, atol=1e-8)
 
 
 def test_a_feature_of_all_elements_makes_them_one_problem() -> None:
