@@ -35,7 +35,7 @@ class TiltedTable(NamedTuple):
 
 
 @runtime_checkable
-class Table(Protocol):
+class FeatureTable(Protocol):
     """Features of a prior: what the dual needs to know of them; see `MomentTable`."""
 
     @property
@@ -134,7 +134,7 @@ class MomentTable(NamedTuple):
         return self._replace(targets=targets)
 
 
-def solve_dual(table: Table) -> tuple[np.ndarray, np.ndarray]:
+def solve_dual(table: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
     """Minimise log Z(λ) − λ·target, which is convex, by damped Newton steps.
 
     Returns:
@@ -170,7 +170,7 @@ def solve_dual(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return found / scale, np.abs(slope).max(0) < 1e-8
 
 
-def refuse_dependent(table: Table, where: str) -> None:
+def refuse_dependent(table: FeatureTable, where: str) -> None:
     """Refuse features that are constant, or linear in one another.
 
     Args:
@@ -205,11 +205,11 @@ def refuse_dependent(table: Table, where: str) -> None:
         )
 
 
-def _at(table: Table, group: int) -> str:
+def _at(table: FeatureTable, group: int) -> str:
     return f" of context {group}" if table.targets.shape[1] > 1 else ""
 
 
-def refuse_outside(table: Table, low: np.ndarray, high: np.ndarray, given: str = "") -> None:
+def refuse_outside(table: FeatureTable, low: np.ndarray, high: np.ndarray, given: str = "") -> None:
     """Refuse targets outside of a range of moments, or on its edge.
 
     Args:
@@ -264,7 +264,7 @@ def refuse_contradictions(table: MomentTable, multipliers: np.ndarray, solved: n
             refuse_outside(table, least, most, f", given the target{'s' if index > 1 else ''} of {before},")
 
 
-def refuse_unsolved(table: Table, solved: np.ndarray) -> None:
+def refuse_unsolved(table: FeatureTable, solved: np.ndarray) -> None:
     """Refuse targets for which Newton's method did not converge.
 
     Raises:
