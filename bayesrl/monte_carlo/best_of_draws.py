@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 
 from bayesrl.argument_types import Requirement
 from bayesrl.arguments import MOST, Count, CountOrZero, Untraced, check_memory, checked
-from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.jit import closure_jit, trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
+from bayesrl.core.validation import find_interacting, refuse_interacting
 from bayesrl.display.formatting import estimate_at, format_estimate, format_number
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
@@ -133,7 +134,7 @@ def best_of(
 
     as equally good draws are chosen among at random. KL(pₙ‖π₀) ≤ log n − (n − 1)/n, with equality where no two
     draws have the same reward. `best_reward` and `beta` compare with the frontier of p* over β: what the best
-    policy earns at the same KL.
+    policy earns at the same KL. Rewards are equally good if the program's own arithmetic makes them equal.
 
     Args:
         key: consumed whole.
@@ -151,7 +152,7 @@ def best_of(
     Raises:
         EngineError: n is not a whole number of at least 1; there are environment or observed sites; a plate is
             subsampled; or contexts share a site.
-        PolicyError: the program has no rewards, or a reward is NaN or +inf.
+        PolicyError: the program has no rewards, a reward is NaN or +inf, or contexts read each other's draws.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -255,6 +256,9 @@ def _known(mean: np.ndarray) -> InfluenceEstimate:
 
 def _from_draws(key: PRNGKey, program: Programs, n: np.ndarray, num_samples: int) -> BestOfDraws:
     structure, most = program.structure, int(n.max())
+    if structure.num_contexts > 1:
+        mixing = closure_jit(lambda key: find_interacting(key, program, {}))
+        refuse_interacting(mixing(fold_in(key, MOST)))
     contexts = int(np.prod(structure.context_shape, dtype=int))
     structure.check_memory(num_samples * n.size + most, EngineError)
     pooled = num_samples * most

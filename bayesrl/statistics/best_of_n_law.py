@@ -80,10 +80,15 @@ def best_of_n_law(log_prior: np.ndarray, ranks: RankedRewards, n: int) -> BestOf
     counted = best > 0
     # A reward of −∞ that nothing draws has weight 0; their product would be nan.
     reward = (best * np.where(counted, ranks.reward, 0.0)).sum(0)
-    kl = (best * np.where(counted, ratio, 0.0)).sum(0)
+    kl = _without_rounding((best * np.where(counted, ratio, 0.0)).sum(0))
     log_ratio = np.empty_like(ratio)
     np.put_along_axis(log_ratio, ranks.order, ratio, 0)
-    return BestOfLaw(log_ratio, reward, np.maximum(kl, 0.0))
+    return BestOfLaw(log_ratio, reward, kl)
+
+
+def _without_rounding(kl: np.ndarray) -> np.ndarray:
+    """Return 0 for a KL that is nothing but rounding, as that of n = 1 or of equal rewards."""
+    return np.where(kl > _NOTHING, kl, 0.0)
 
 
 def subset_shares(num: int, n: int) -> np.ndarray:
@@ -109,7 +114,7 @@ def estimated_law(ranks: RankedRewards, n: int) -> tuple[InfluenceEstimate, Infl
     with np.errstate(invalid="ignore", divide="ignore"):
         log_ratio = np.where(best > 0, np.log(best * num), 0.0)
         reward = (best * np.where(best > 0, ranks.reward, 0.0)).sum(0)
-        kl = np.maximum((best * log_ratio).sum(0), 0.0)
+        kl = _without_rounding((best * log_ratio).sum(0))
         slopes = _influence(ranks, n, ranks.reward), _influence(ranks, n, log_ratio + 1) - best * num
     return InfluenceEstimate(reward, _unsorted(ranks, slopes[0])), InfluenceEstimate(kl, _unsorted(ranks, slopes[1]))
 
@@ -125,7 +130,8 @@ def _influence(ranks: RankedRewards, n: int, value: np.ndarray) -> np.ndarray:
 
 def _unsorted(ranks: RankedRewards, slope: np.ndarray) -> np.ndarray:
     influence = np.empty_like(slope)
-    np.put_along_axis(influence, ranks.order, slope - slope.mean(0), 0)
+    with np.errstate(invalid="ignore"):  # a reward of −∞ has a mean and no standard error
+        np.put_along_axis(influence, ranks.order, slope - slope.mean(0), 0)
     return influence
 
 
@@ -137,7 +143,8 @@ def best_of_n_kl_bound(n: np.ndarray) -> np.ndarray:
 def reward_at_kl(log_mass: np.ndarray, reward: np.ndarray, kl: InfluenceEstimate) -> tuple[float, InfluenceEstimate]:
     """Return the greatest E[R] that any policy reaches at a KL to the prior, averaged over contexts, and its β.
 
-    It is min_β β·KL + β·log Z(β), by duality, at the β whose p* has this KL.
+    It is min_β β·KL + β·log Z(β), by duality, at the β whose p* has this KL. Where this KL is too small to leave out
+    values of reward −∞, it is −∞.
 
     Args:
         log_mass: log-probabilities of the rows, [rows, contexts], nats.
@@ -163,12 +170,14 @@ def reward_at_kl(log_mass: np.ndarray, reward: np.ndarray, kl: InfluenceEstimate
 
     if kl.mean <= _NOTHING or spread == 0:
         mean = np.asarray((np.exp(log_mass) * reward).sum(0).mean())
-        return math.inf, InfluenceEstimate(mean, (reward - mean).mean(-1) if len(kl.influence) else kl.influence)
-    if not np.isfinite(top).all():
-        return math.nan, InfluenceEstimate(np.asarray(np.nan), np.full_like(kl.influence, np.nan))
+        with np.errstate(invalid="ignore"):
+            moved = (reward - mean).mean(-1) if len(kl.influence) else kl.influence
+        return math.inf, InfluenceEstimate(mean, moved)
     low, high = math.log(spread / _REACH), math.log(spread * _REACH)
-    log_beta = low if excess(low) <= 0 else high if excess(high) >= 0 else float(brentq(excess, low, high, xtol=1e-12))
-    beta = math.exp(log_beta)
+    if not np.isfinite(top).all() or excess(high) >= 0:
+        # Without the values of reward −∞ no policy is so near to the prior.
+        return math.inf, InfluenceEstimate(np.asarray(-np.inf), np.full_like(kl.influence, np.nan))
+    beta = math.exp(low if excess(low) <= 0 else float(brentq(excess, low, high, xtol=1e-12)))
     log_z, log_weight = tilted(beta)
     value = float(top.mean() + beta * (kl.mean + log_z.mean()))
     # At the minimum, β itself does not count to first order.

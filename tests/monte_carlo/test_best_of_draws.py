@@ -174,6 +174,35 @@ def test_it_displays_and_draws_itself_beside_the_frontier(exact: BestOfDraws) ->
     assert "best of n" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
+def never() -> None:
+    arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+    bayesrl.reward("r", jnp.array([-jnp.inf, 0.0, 1.0])[arm])
+
+
+@pytest.mark.parametrize("max_count", [10, 0])
+def test_rewards_of_minus_infinity(max_count: int) -> None:
+    """Of 2 draws both are bad in 1 of 9 cases; leaving the bad arm out costs log 3/2 nats, which n = 8 alone pays."""
+    found = best_of(KEY, never, n=[2, 8], num_samples=4000, max_count=max_count)
+    assert (found.reward.mean == -np.inf).all()
+    bad = np.mean(np.asarray(found.sites["arm"]) == 0, 1)
+    # Within 4.5 standard errors: 7e-6 false alarms each.
+    assert (np.abs(bad - np.array([1 / 9, 3.0**-8])) < 4.5 * np.sqrt([8 / 81 / 4000, 3.0**-8 / 4000])).all()
+    assert found.kl.mean[0] < np.log(1.5) < found.kl.mean[1]
+    assert found.best_reward.mean[0] == -np.inf
+    assert 0.5 < found.best_reward.mean[1] < 1
+
+
+@pytest.mark.parametrize("max_count", [10, 0])
+def test_contexts_that_read_each_other_are_refused(max_count: int) -> None:
+    def neighbours() -> None:
+        with numpyro.plate("row", 3):
+            x = numpyro.sample("x", dist.Bernoulli(0.5))
+            bayesrl.reward("r", 1.0 * x * jnp.roll(x, 1))
+
+    with pytest.raises((EngineError, PolicyError), match="'row'"):
+        best_of(KEY, neighbours, n=2, num_samples=10, max_count=max_count)
+
+
 def windy() -> None:
     wind = bayesrl.environment("wind", dist.Bernoulli(0.5), observable=True)
     bayesrl.reward("r", numpyro.sample("arm", dist.Bernoulli(0.5)) * 1.0 * wind)
