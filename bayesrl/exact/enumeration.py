@@ -25,7 +25,6 @@ from bayesrl.exact.backward_induction import (
 from bayesrl.exact.grid import digits, path_axes, scatter
 from bayesrl.exact.regularizers import (
     Regularizer,
-    RegularizerName,
     make_regularizer,
     refuse_unregularized,
     solve_regularized,
@@ -39,6 +38,7 @@ from bayesrl.exact.tabulation import (
     tabulate_stages,
 )
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
+from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Numbers, Params, Program
 

@@ -1,7 +1,7 @@
 """Regularisers other than KL: the optimum of E[R] − β·D_f(q‖π₀) on a table, by one root per context."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp, wrightomega, xlogy
@@ -10,11 +10,7 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import ProgramStage, Solution
 from bayesrl.exact.tabulation import name_context
-
-type RegularizerName = Literal[
-    "kl", "chi_squared", "chi_squared_kl", "jensen_shannon", "jensen_shannon_sum", "forward_kl", "alpha"
-]
-"""Names of D_f(q‖π₀) = E_π₀[f(q/π₀)], which takes the place of KL(q‖π₀)."""
+from bayesrl.statistics.definitions import RegularizerName
 
 _MOST_HALVINGS = 2000
 

@@ -6,6 +6,7 @@ from bayesrl.objectives.clipped_kl import ClippedKL
 from bayesrl.objectives.f_divergence import FDivergence
 from bayesrl.objectives.forward_kl import ForwardKL
 from bayesrl.objectives.numpyro_elbo import NumPyroELBO
+from bayesrl.objectives.regularized_reward import RegularizedReward
 from bayesrl.objectives.reverse_kl import ReverseKL
 from bayesrl.objectives.trajectory_balance import TrajectoryBalance
 
@@ -16,6 +17,7 @@ __all__ = [
     "ForwardKL",
     "NumPyroELBO",
     "Objective",
+    "RegularizedReward",
     "ReverseKL",
     "TrajectoryBalance",
 ]

@@ -71,6 +71,11 @@ class Objective(ELBO):
     """Whether its `Info` allows for draws of another policy; if not, the history tells of the policy that drew."""
 
     @property
+    def told(self) -> dict[str, Any]:
+        """Settings of a fit that say what it maximises, if that is not E[R] − β·KL."""
+        return {}
+
+    @property
     def refuses_impossible(self) -> str:
         """Why rewards of −inf are refused; empty if they are allowed."""
         return f"the expectation that {type(self).__name__} takes is then -inf"

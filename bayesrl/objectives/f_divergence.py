@@ -155,26 +155,8 @@ class FDivergence(Objective):
                 f"of {structure.actions!r}; use enumerated=() or 'auto'"
             )
         if not self._f.finite_at_zero and not has_tracers((key, params, programs.args)):
-            self._refuse_narrow_guide(key, programs, params)
+            refuse_narrow_guide(key, programs, params, self._name, "p* does not")
         return replace(self, plan=plan)
-
-    def _refuse_narrow_guide(self, key: PRNGKey, programs: Programs, params: Params) -> None:
-        """Refuse a guide that never draws what the prior does, if f(0) is infinite."""
-        if programs.guide is None:
-            return
-        draws = closure_jit(lambda key, params: programs.draw_policy(key, params, _NUM_CHECKED), name="draw_policy")(
-            key, params
-        )
-        shape = (_NUM_CHECKED, *programs.structure.context_shape)
-        possible = total(draws.rewards, shape) > -jnp.inf
-        for name, log_q in draws.log_q.items():
-            missed = int(((log_q.sum(-1) == -jnp.inf) & possible).any(tuple(range(1, len(shape)))).sum())
-            if missed:
-                raise ObjectiveError(
-                    f"{self._name} is infinite: the guide gives probability 0 to {missed} of {_NUM_CHECKED} draws of "
-                    f"the prior at site {name!r}, and p* does not; give the guide the prior's support, or use "
-                    "'reverse_kl', 'jensen_shannon' or 'squared_hellinger'"
-                )
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide first, then from the prior, [particles, ...]; or [1, branches, ...], enumerated."""
@@ -189,6 +171,12 @@ class FDivergence(Objective):
         if self._ready().enumerated:
             return self._enumerated_surrogate(draws, programs, beta)
         from_guide, _ = self._split
+        given = len(next(iter(draws.log_q.values())))
+        if given != self.num_particles:
+            raise ObjectiveError(
+                f"FDivergence(num_particles={self.num_particles}) got {given} draws of a source, which do not come "
+                "from its mixture of guide and prior; leave source= out"
+            )
         shape = (self.num_particles, *programs.structure.context_shape)
         totals = lax.stop_gradient(draws.totals(shape))
         tempered = totals.reward / beta + totals.log_likelihood
@@ -239,6 +227,29 @@ class FDivergence(Objective):
                 "FDivergence was used before prepare(key, programs, params); call it and use what it returns"
             )
         return self.plan
+
+
+def refuse_narrow_guide(key: PRNGKey, programs: Programs, params: Params, what: str, because: str) -> None:
+    """Refuse a guide that never draws what the prior does, for a divergence `what` whose f(0) is infinite.
+
+    Raises:
+        ObjectiveError: naming the site.
+    """
+    if programs.guide is None:
+        return
+    draws = closure_jit(lambda key, params: programs.draw_policy(key, params, _NUM_CHECKED), name="draw_policy")(
+        key, params
+    )
+    shape = (_NUM_CHECKED, *programs.structure.context_shape)
+    possible = total(draws.rewards, shape) > -jnp.inf
+    for name, log_q in draws.log_q.items():
+        missed = int(((log_q.sum(-1) == -jnp.inf) & possible).any(tuple(range(1, len(shape)))).sum())
+        if missed:
+            raise ObjectiveError(
+                f"{what} is infinite: the guide gives probability 0 to {missed} of {_NUM_CHECKED} draws of the prior "
+                f"at site {name!r}, and {because}; give the guide the prior's support, or use one that stays finite, "
+                "such as 'jensen_shannon'"
+            )
 
 
 def _advantages(f: Generator, log_w: Array, log_r: Array, num_folds: int) -> Array:

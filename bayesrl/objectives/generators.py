@@ -1,11 +1,13 @@
 """Generators of f-divergences D_f = E_p[f(q/p)], in forms that neither overflow nor cancel."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from bayesrl.statistics.definitions import RegularizerName
 
 type GeneratorName = Literal[
     "reverse_kl",
@@ -41,22 +43,38 @@ class Generator(NamedTuple):
     finite_at_zero: bool
     finite_at_infinity: bool
 
-    def value(self, x: Array, p: Array, q: Array) -> Array:
+    def value(self, x: Array, p: Any, q: Any) -> Array:
         """Return p·f(q/p), where x = log q/p."""
         return self._joined(self.value_below, self.value_above, x, p, q)
 
-    def slope(self, x: Array, p: Array, q: Array) -> Array:
+    def slope(self, x: Array, p: Any, q: Any) -> Array:
         """Return q·f′(q/p), where x = log q/p."""
         return self._joined(self.slope_below, self.slope_above, x, p, q)
 
     @staticmethod
-    def _joined(below: OfLogRatio, above: OfLogRatio, x: Array, p: Array, q: Array) -> Array:
+    def _joined(below: OfLogRatio, above: OfLogRatio, x: Array, p: Any, q: Any) -> Array:
         # Beyond ±100, exp is 0 in single precision; only an infinite x would give 0 · inf.
         x = jnp.nan_to_num(x, posinf=100.0, neginf=-100.0)
         # Where both are 0, so is their share, whatever the ratio.
         left = jnp.where(p > 0, p * below(jnp.minimum(x, 0.0)), 0.0)
         right = jnp.where(q > 0, q * above(jnp.maximum(x, 0.0)), 0.0)
         return jnp.where(x < 0, left, right)
+
+
+def combine(*terms: tuple[float, Generator]) -> Generator:
+    """Return a sum of generators with positive factors."""
+
+    def summed(part: str) -> OfLogRatio:
+        return lambda x: jnp.asarray(sum(factor * getattr(f, part)(x) for factor, f in terms))
+
+    return Generator(
+        value_below=summed("value_below"),
+        value_above=summed("value_above"),
+        slope_below=summed("slope_below"),
+        slope_above=summed("slope_above"),
+        finite_at_zero=all(f.finite_at_zero for _, f in terms),
+        finite_at_infinity=all(f.finite_at_infinity for _, f in terms),
+    )
 
 
 def _half_js(x: Array) -> Array:
@@ -141,3 +159,44 @@ def make_generator(name: GeneratorName, alpha: float | None) -> Generator:
         finite_at_zero=a > 0,
         finite_at_infinity=a < 1,
     )
+
+
+def regularizer_generator(name: RegularizerName, alpha: float | None) -> Generator | None:
+    """Return the generator of a regulariser, with t = q/π₀; None for KL itself."""
+    named = {
+        "chi_squared": ((0.5, "reverse_chi_squared"),),
+        "chi_squared_kl": ((0.5, "reverse_chi_squared"), (1.0, "reverse_kl")),
+        "jensen_shannon": ((1.0, "jensen_shannon"),),
+        "jensen_shannon_sum": ((2.0, "jensen_shannon"),),
+        "forward_kl": ((1.0, "forward_kl"),),
+    }
+    if name == "alpha":
+        return make_generator("alpha", alpha)
+    return combine(*((factor, _GENERATORS[f]) for factor, f in named[name])) if name in named else None
+
+
+def estimand_of(name: RegularizerName, alpha: float | None) -> OfLogRatio | None:
+    """Return the function of log t, t = q/π₀, whose mean under q is D_f(q‖π₀); None for KL itself.
+
+    It is (f(t) − f(0))/t + f(0): draws of q hardly see where t is near 0, and what they miss there is the f(0). Where
+    f(0) is infinite, it is f(t)/t, of which draws say little if q leaves out much of π₀.
+    """
+    chi_squared: OfLogRatio = lambda x: jnp.expm1(x) / 2  # noqa: E731  (beside the others)
+    named: dict[str, OfLogRatio] = {
+        "chi_squared": chi_squared,
+        "chi_squared_kl": lambda x: chi_squared(x) + x,
+        "jensen_shannon": _js_estimand,
+        "jensen_shannon_sum": lambda x: 2 * _js_estimand(x),
+    }
+    if alpha is not None and alpha > 0:
+        return lambda x: jnp.expm1((alpha - 1) * x) / (alpha * (alpha - 1))
+    f = regularizer_generator(name, alpha)
+    if f is None or name in named:
+        return named.get(name)
+    return lambda x: f.value(x, jnp.exp(-x), 1.0)
+
+
+def _js_estimand(x: Array) -> Array:
+    # log(1 + t)/t, which is 1 at t = 0.
+    decay = jnp.where(x > -15, jnp.exp(-jnp.maximum(x, -15.0)) * jax.nn.softplus(x), 1.0)
+    return 0.5 * (jax.nn.log_sigmoid(x) - decay) + jnp.log(2.0)

@@ -23,6 +23,7 @@ from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
 from bayesrl.posterior.from_params import posterior_at
 from bayesrl.posterior.marginal import log_marginal
+from bayesrl.posterior.regularized import divergence_of
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.summary import summary_blocks
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
@@ -136,10 +137,7 @@ class Posterior(Displayable):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Leading axes (*beta, restart) of the results of `sample` and `estimate`."""
-        return (
-            *np.shape(self.beta if self.beta is not None else 1.0),
-            1 if self.mixture is not None else self.num_restarts,
-        )
+        return (*self._fit_shape[:-1], 1 if self.mixture is not None else self.num_restarts)
 
     def _lanes(self) -> list[Params]:
         """Parameters of each β and restart."""
@@ -190,7 +188,8 @@ class Posterior(Displayable):
         """
         draws, totals = self._draw(key, num_samples, new_args)
         marginal = self.log_marginal(fold_in(key, _OF_MARGINAL), *new_args)
-        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape), marginal)
+        f = divergence_of(self.settings)
+        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape), marginal, f)
 
     def log_marginal(self, key: PRNGKey, *new_args: Any) -> Estimate | None:
         """Return log p(y) of a policy with both data and rewards, averaged over contexts, nats; None otherwise.
@@ -279,7 +278,8 @@ class Posterior(Displayable):
         """J of each β and restart on the draws it carries, for choosing: up to β·log p(y) if that is unknown."""
         known = self._marginal
         known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
-        return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
+        told = kept_estimates(self.statistics, self.beta, len(self._fit_shape), known, divergence_of(self.settings))
+        return np.asarray(told.objective.mean)
 
     @property
     def estimates(self) -> Estimates:
@@ -287,7 +287,8 @@ class Posterior(Displayable):
 
         Standard errors are over draws. If the fit used mini-batches, each draw is of one of them.
         """
-        return kept_estimates(self.statistics, self.beta, len(self._fit_shape), self._marginal)
+        f = divergence_of(self.settings)
+        return kept_estimates(self.statistics, self.beta, len(self._fit_shape), self._marginal, f)
 
     @property
     def _marginal(self) -> Estimate | None:
@@ -342,8 +343,8 @@ class Posterior(Displayable):
             return self
         index = int(np.argmin(np.abs(betas - beta)))
         mixture = None if self.mixture is None else self.mixture[index]
-        chosen = self._map(lambda x, axis: np.take(x, index, axis=axis))
-        return replace(chosen, beta=float(betas[index]), mixture=mixture)
+        one = self._map(lambda x, axis: np.take(x, index, axis=axis))
+        return replace(one, beta=float(betas[index]), mixture=mixture)
 
     def _map(self, change: Callable[[np.ndarray, int], np.ndarray]) -> "Posterior":
         """Change every array that has the axes (*beta, restart); they start at axis 1 in the history."""

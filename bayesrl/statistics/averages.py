@@ -1,6 +1,6 @@
 """Averages over draws: J, E[R] and KL with their errors, for fresh draws, stored draws, and mixtures of policies."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,9 @@ from bayesrl.core.draws import Totals
 from bayesrl.statistics.definitions import divergence, rounding
 from bayesrl.statistics.estimates import Estimate, Estimates
 
+type DivergenceFn = Callable[[Any], Any]
+"""Maps log t of draws, t = q/π₀, to what has the mean D_f(q‖π₀)."""
+
 
 def library_of(tree: Any) -> Any:
     """Return NumPy, or JAX if the caller compiles the computation."""
@@ -19,7 +22,12 @@ def library_of(tree: Any) -> Any:
 
 
 def summarise(
-    totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None = None
+    totals: Totals,
+    metrics: Mapping[str, Any],
+    beta: Any,
+    lead: int,
+    marginal: Estimate | None = None,
+    divergence_fn: DivergenceFn | None = None,
 ) -> Estimates:
     """Average draws [*lead, sample, *contexts]; standard errors are over samples, with contexts fixed.
 
@@ -29,6 +37,7 @@ def summarise(
         beta: temperatures, [*beta], reward units per nat; None without rewards.
         lead: number of axes before that of the draws.
         marginal: log p(y), if there are data beside rewards; see `bayesrl.statistics.definitions`.
+        divergence_fn: the function of log t, t = q/π₀, whose mean is D_f, if that takes the place of KL.
     """
     xp = library_of(totals)
     scale = np.asarray(1.0 if beta is None else beta, float)
@@ -46,7 +55,15 @@ def summarise(
         kl=Estimate(kl.mean, xp.hypot(kl.se, doubt)),
         metrics={name: _average(xp.asarray(value, float), lead) for name, value in metrics.items()},
     )
+    if divergence_fn is not None:
+        return _regularized(estimates, exact.reward, xp.asarray(divergence_fn(-exact.ratio), float), by_draw, lead)
     return estimates if marginal is None else given_data(estimates, marginal, by_lane)
+
+
+def _regularized(estimates: Estimates, reward: Any, found: Any, by_draw: Any, lead: int) -> Estimates:
+    """Put D_f, the mean of `found`, in the place of KL; draws [*lead, sample, *contexts]."""
+    objective = _average(reward - by_draw * found, lead)
+    return estimates._replace(objective=objective, divergence=_average(found, lead))
 
 
 def _average(values: Any, lead: int) -> Estimate:
@@ -89,7 +106,13 @@ def kept_marginal(statistics: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return Estimate(*(np.asarray(settings.get(name, np.nan), float) for name in ("log_marginal", "log_marginal_se")))
 
 
-def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None) -> Estimates:
+def kept_estimates(
+    statistics: Mapping[str, Any],
+    beta: Any,
+    lead: int,
+    marginal: Estimate | None,
+    divergence_fn: DivergenceFn | None = None,
+) -> Estimates:
     """Average the statistics of draws that a posterior stores, [*beta, restart, draw, *contexts], for each fit."""
     scale = np.asarray(1.0 if beta is None else beta, float)[..., None]
     kept = {name: np.asarray(value, float) for name, value in statistics.items()}
@@ -100,4 +123,8 @@ def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal
         kl=_average(kept["log_q"] - kept["log_prior"] - kept.get("log_likelihood", 0.0), lead),
         metrics={},
     )
+    if divergence_fn is not None:
+        found = np.asarray(divergence_fn(kept["log_q"] - kept["log_prior"]), float)
+        by_draw = scale.reshape(scale.shape + (1,) * (found.ndim - scale.ndim))
+        return _regularized(estimates, kept["total_reward"], found, by_draw, lead)
     return estimates if marginal is None else given_data(estimates, marginal, scale)

@@ -24,6 +24,9 @@ then the optimum of control, at most β·log Z, and there is no log Z.
 **Discounts, scales, masks.** At a site under `handlers.scale` by γᵗ the log-ratio counts γᵗ times, as the reward does
 if the program says so: KL = E_q Σ γᵗ·(log q − log π₀)ₜ. J is then an objective of control, and there is no log Z.
 
+**Another regulariser.** `enumerate_posterior` and `fit` can put D_f(q‖π₀) = E_π₀[f(q/π₀)] in the place of KL. Then
+J = E[R] − β·D_f, J* is its maximum, p* is where it is attained, and there is no log Z; KL is still reported as KL.
+
 **Mini-batches.** If a run sees part of a plate of contexts, means are over that part; their expectation is the mean
 over all. NumPyro scales up sums over a subsampled plate inside a context. log Z and log p(y) refer to all data.
 
@@ -46,10 +49,15 @@ Huge terms are subtracted before they become huge (see `bayesrl.core.log_ratios`
 cannot resolve.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from bayesrl.core.draws import Totals
 from bayesrl.core.structure import Structure
+
+type RegularizerName = Literal[
+    "kl", "chi_squared", "chi_squared_kl", "jensen_shannon", "jensen_shannon_sum", "forward_kl", "alpha"
+]
+"""Names of D_f(q‖π₀) = E_π₀[f(q/π₀)], in the place of KL(q‖π₀); see `enumerate_posterior`."""
 
 EPS = 2.0**-23
 """One unit in the last place of single precision, in which programs compute."""

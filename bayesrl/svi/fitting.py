@@ -20,13 +20,14 @@ from bayesrl.compilation.status import activity
 from bayesrl.display.progress import show_progress
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides.base import Guide
-from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.objectives import Objective, RegularizedReward, ReverseKL
 from bayesrl.objectives.base import guide_params
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import as_netcdf
 from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import Source
+from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.svi.optimizers import (
     UNPILOTED_RATE,
     Optimizer,
@@ -45,6 +46,12 @@ from bayesrl.typing import Beta, PRNGKey, Program
     Untraced("call it outside: it compiles its own steps, and an array of β and num_restarts run as one program"),
     UnusedOption("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
     UnusedOption("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
+    UnusedOption("alpha", lambda given: given["regularizer"] != "alpha", "only regularizer='alpha' has an order"),
+    UnusedOption(
+        "objective",
+        lambda given: given["regularizer"] != "kl",
+        "regularizer= stands for objective=objectives.RegularizedReward(...), which has further options",
+    ),
 )
 def fit(
     key: PRNGKey,
@@ -63,6 +70,8 @@ def fit(
     directory: Location | None = None,
     callback: Callback | None = None,
     progress: bool = True,
+    regularizer: RegularizerName = "kl",
+    alpha: float | None = None,
 ) -> Posterior:
     """Fit the reward-tilted posterior of a policy: KL-regularised RL by variational inference.
 
@@ -97,6 +106,10 @@ def fit(
         directory: run folder, for checkpoints and the saved fit; if it has an interrupted run, the fit continues it.
         callback: called with each row of the history; a true return value stops the fit.
         progress: whether to show a progress line in a terminal or a notebook.
+        regularizer: D_f in the place of KL, as in `enumerate_posterior`: J = E_q[R] − β·D_f(q‖π₀), in history and
+            estimates too. What speaks of p* (evidence, verdict, frontier, comparison, report) refuses such a fit;
+            `enumerate_posterior` gives its optimum.
+        alpha: order of regularizer="alpha".
 
     Returns:
         `Posterior`. Parameters are averages over the last part of the run. Ctrl-C ends the fit and
@@ -118,25 +131,12 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
+    if regularizer != "kl":
+        objective = RegularizedReward(regularizer, alpha=alpha)
     with trace_cache(), show_progress(progress), run_folder.hold_folder(directory):
-        return _fit(
-            key,
-            policy,
-            args,
-            beta,
-            guide,
-            objective,
-            optimizer,
-            learning_rate,
-            num_steps,
-            num_restarts,
-            tolerance,
-            start_beta,
-            source,
-            directory,
-            callback,
-            progress=progress,
-        )
+        problem = (key, policy, args, beta, guide, objective, optimizer, learning_rate)
+        run = (num_steps, num_restarts, tolerance, start_beta, source, directory, callback)
+        return _fit(*problem, *run, progress=progress)
 
 
 @checked(
@@ -268,7 +268,9 @@ def _fit(
         check_update(given, setup.params)
     optimiser = given or default_optimizer(suggested or UNPILOTED_RATE, num_steps)
     optional = {"tolerance": tolerance, "start_beta": start_beta, "learning_rate": learning_rate}
-    settings = _settings(key, num_steps, num_restarts, optimizer, optional)
+    if chosen.told and (of_kl := [name for name in ("tolerance", "start_beta") if optional[name] is not None]):
+        raise FitError(f"{of_kl[0]}= works with J of KL alone, and the fit has {chosen.told}; leave {of_kl[0]}= out")
+    settings = _settings(key, num_steps, num_restarts, optimizer, optional) | chosen.told
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
     run = TrainingLoop(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
