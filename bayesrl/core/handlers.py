@@ -192,6 +192,13 @@ class StopValues(IntoScans):
             msg["intermediates"] = []  # a density that reads them would carry the gradient past the stopped value
 
 
+def reward_as_metric(msg: dict[str, Any]) -> None:
+    """Turn the message of a reward site into one of a deterministic site of the same name and value."""
+    value = msg["fn"].log_prob(msg["value"])
+    msg["value"] = value if msg["scale"] is None else value * msg["scale"]
+    msg["type"], msg["is_observed"] = "deterministic", False
+
+
 _MADE_BY = "made by"
 """Key under which a reward that `power` makes says by which one."""
 
@@ -251,7 +258,7 @@ class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
                 return
             if maker is not None:
                 raise PolicyError("power was given a power of a policy; pass the policy and the product of both alphas")
-            msg["type"], msg["value"], msg["is_observed"] = "deterministic", msg["fn"].log_prob(msg["value"]), False
+            reward_as_metric(msg)
         elif mark is not None:
             raise PolicyError(
                 f"power would raise environment site {msg['name']!r}, which is nature's; "

@@ -13,7 +13,7 @@ import numpyro
 from jax import Array
 
 from bayesrl.arguments import user_code
-from bayesrl.core.handlers import IntoScans, scan_length, watch_body
+from bayesrl.core.handlers import IntoScans, reward_as_metric, scan_length, watch_body
 from bayesrl.core.primitives import MARK, reward
 from bayesrl.core.structure import Structure, structure_of
 from bayesrl.core.trace import Frame, Trace, per_context, trace_program
@@ -44,9 +44,7 @@ class RewardsAsMetrics(IntoScans):
     def process_site(self, msg: dict[str, Any]) -> None:
         """Turn a reward into a value."""
         if msg["type"] == "sample" and msg["infer"].get(MARK) == "reward":
-            value = msg["fn"].log_prob(msg["value"])
-            msg["value"] = value if msg["scale"] is None else value * msg["scale"]
-            msg["type"] = "deterministic"
+            reward_as_metric(msg)
             self.names.add(msg["name"])
 
 
@@ -68,9 +66,8 @@ class _InPlace(IntoScans):
     def _handle(self, msg: dict[str, Any], length: int) -> None:
         name = str(msg.get("name"))
         if msg["type"] == "sample" and msg["infer"].get(MARK) == "reward" and not name.startswith(SITE):
-            value = msg["fn"].log_prob(msg["value"])
-            msg["value"] = value if msg["scale"] is None else value * msg["scale"]
-            msg["type"], length = "deterministic", 1
+            reward_as_metric(msg)
+            length = 1  # rewards are summed over time, where other deterministic sites are averaged
         if msg["type"] == "deterministic" and name in self.multipliers:
             value, multiplier = jnp.asarray(msg["value"], float), self.multipliers[name]
             if multiplier.shape:
