@@ -31,6 +31,7 @@ BENCHMARKS = (
     "pendulum",
     "environment_steps",
     "bandits",
+    "hypergrid",
     "deep_sea",
     "epistemic",
     "learning",

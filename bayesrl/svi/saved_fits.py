@@ -15,6 +15,7 @@ from bayesrl.errors import RunFolderError
 from bayesrl.guides import AutoGuide
 from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.objectives.base import OWN
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import from_datatree
 from bayesrl.posterior.posterior import Posterior
@@ -126,7 +127,7 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
         params = {
             name.removeprefix("state.average"): a.reshape(lead + a.shape[1:])
             for name, a in arrays.items()
-            if name.startswith("state.average")
+            if name.startswith("state.average") and OWN not in name
         }
         with xr.open_datatree(BytesIO(content), engine="h5netcdf") as tree:
             posterior = from_datatree(tree.load(), params, problem["settings"])
