@@ -38,6 +38,9 @@ _KINDS: list[tuple[str, str, set[str]]] = [
       "words of a key"}),
     (r"bayesrl\.Calibration\.names", "container", {"()"}),
     (r"lm\.policy\.top_k", "count", {"0"}),
+    (r"objectives\.BestOfN\.n", "count", _WHOLE),
+    (r"bayesrl\.best_of\.n", "count", {*_WHOLE, "[1]", "array [3]"}),
+    (r"bayesrl\.power\.alpha", "number", {"2**40", "0.5", "2.5", "array of 3, no axes"}),
     (r"control\.river_swim\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
      r"|objectives\.ForwardKL\.num_particles|bayesrl\.ReuseDraws\.num_particles|bayesrl\.importance\.num_samples"
      r"|Posterior\.estimate\.num_samples|lm\.estimate_kl\.num_samples"
@@ -62,7 +65,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      r"|length|a|b|\w+_mass|half_length)", "number", _REAL),
     (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
      r"|unbounded|within_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
-     r"|merge|mean)", "flag", {"True", "False"}),
+     r"|merge|mean|quasi)", "flag", {"True", "False"}),
     (r"control\.GymnasiumSource\.action_masks|control\.learn\.action_masks", "flag", {"False"}),
     (r"GPT2\.init\.key", "key", {"key", "old key", "words of a key"}),
     (r".*\.key", "key", {"key", "old key"}),

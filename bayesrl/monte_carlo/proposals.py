@@ -58,24 +58,27 @@ class AcceptedDraws:
         num_samples: int,
         *,
         declared: bool,
-        quasi: bool = False,
+        regularizer: str,
+        quasi: bool,
     ) -> None:
         self.axes = context_axes(program.structure)
         self.context_shape = program.structure.context_shape
         self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared
-        self.quasi = quasi
+        self.quasi, self.kept_excess = quasi, quasi or regularizer != "kl"
         self.filled = np.zeros((len(betas), len(bound)), int)
         self.rows: dict[str, np.ndarray] = {}
         self.excess: list[np.ndarray] = []
-        """R − B of every proposal, [proposals, contexts], which only quasi-rejection needs."""
+        """R − B of every proposal, [proposals, contexts], if `kept_excess`."""
+        self.spans: np.ndarray | None = None
+        """s, [lanes, contexts], for chances max(0, 1 + (R − B)/s) in the place of exp((R − B)/β)."""
 
     def take(self, batch: Draws, rng: np.random.Generator) -> ProposalSums:
         """Accept or reject proposals, and store accepted ones until the rows are full."""
-        excess = self._excess(batch)
+        excess = self.excess_of(batch)
         values = {name: self._by_context(name, value) for name, value in batch.sites.items()}
         accepted, moments = [], []
         for lane, beta in enumerate(self.betas):
-            weight = np.exp(excess / beta)
+            weight = np.exp(excess / beta) if self.spans is None else np.maximum(1 + excess / self.spans[lane], 0.0)
             kept = rng.random(excess.shape) < weight
             # A reward of −∞ has weight 0; their product would be nan.
             finite = np.where(weight > 0, excess, 0.0)
@@ -86,12 +89,14 @@ class AcceptedDraws:
             self._keep(lane, kept, values)
         return ProposalSums(len(excess), np.stack(accepted), np.stack(moments, 1))
 
-    def _excess(self, batch: Draws) -> np.ndarray:
+    def excess_of(self, batch: Draws) -> np.ndarray:
+        """Return min(R − B, 0) of proposals, [proposals, contexts]; refuse rewards above the bound."""
         refuse_bad_rewards(batch.rewards)
         total = np.asarray(sum(value.astype(float) for value in batch.rewards.values())).reshape(-1, len(self.bound))
         excess = total - self.bound
-        if self.quasi:
+        if self.kept_excess:
             self.excess.append(excess)
+        if self.quasi:
             return np.minimum(excess, 0.0)
         # Rounding may lift a reward slightly above its bound, which is clipped; anything more is an error.
         scale = np.maximum(np.abs(self.bound).max(), np.abs(total[np.isfinite(total)]).max(initial=0.0))

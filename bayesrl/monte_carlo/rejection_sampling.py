@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +12,10 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
+from bayesrl.exact.regularizers import refuse_unregularized
 from bayesrl.exact.tabulation import freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, evaluate_metrics, mean_estimate, numpy_generator, shared_sites
+from bayesrl.monte_carlo.chi_squared_rejection import chi_squared_spans, with_chi_squared_estimates
 from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums
 from bayesrl.monte_carlo.quasi_rejection import with_quasi_estimates
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
@@ -30,6 +32,8 @@ _SPARE = 1.05  # proposals beyond the expected need, so that more are seldom nee
     EngineError,
     Untraced("call it outside: it compiles its own programs"),
     UnusedOption("tolerance", lambda given: bool(given["quasi"]), "quasi=True plans by num_samples alone"),
+    UnusedOption("tolerance", lambda given: given["regularizer"] != "kl", "only KL has a log Z"),
+    UnusedOption("quasi", lambda given: given["regularizer"] != "kl", "quasi-rejection is from p* of KL"),
 )
 @trace_cache()
 def rejection(
@@ -41,6 +45,7 @@ def rejection(
     tolerance: Positive | None = None,
     reward_bound: FiniteNumbersOrNone = None,
     quasi: bool = False,
+    regularizer: Literal["kl", "chi_squared"] = "kl",
     max_proposals: Annotated[int, integer_range(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
@@ -55,6 +60,10 @@ def rejection(
     min(1, exp((R − B)/β)). They then follow q ∝ π₀·min(1, exp((R − B)/β)), which is p* where R ≤ B, and
     the result tells how far q is from p*.
 
+    With `regularizer="chi_squared"`, draws follow the optimum of E[R] − β·E_π₀[(q/π₀ − 1)²]/2, which is
+    π₀·max(0, 1 + (R − λ)/β): see `enumerate_posterior`. A first batch finds λ; given it, draws are exact at a
+    temperature near β, which `explanation` tells.
+
     Args:
         key: consumed whole.
         policy: the program.
@@ -64,6 +73,7 @@ def rejection(
         tolerance: target standard error of log Z in each context, nats; None for no target.
         reward_bound: B, [*contexts] or a number, reward units; None uses the bound that can be proven.
         quasi: whether rewards may exceed B, which must then be given.
+        regularizer: what keeps the optimum near the prior.
         max_proposals: number of proposals at which to stop.
 
     Returns:
@@ -76,7 +86,8 @@ def rejection(
 
     Raises:
         EngineError: no bound is given or can be proven, a draw exceeds it, there are observed sites, contexts
-            share a site, a plate is subsampled, a context has no accepted draw, or `quasi=True` without a bound.
+            share a site, a plate is subsampled, a context has no accepted draw, `quasi=True` without a bound, or
+            `regularizer="chi_squared"` with environment sites.
         PolicyError: beta does not fit the program, or a reward is NaN or +inf.
 
     Example:
@@ -92,22 +103,48 @@ def rejection(
     References:
         von Neumann (1951), "Various techniques used in connection with random digits"; Casella & Robert
         (1996), "Rao-Blackwellisation of sampling schemes", section 2; Eikema, Kruszewski, Dance, Elsahar &
-        Dymetman (2022), "An approximate sampler for energy-based models with divergence diagnostics", section 3.
+        Dymetman (2022), "An approximate sampler for energy-based models with divergence diagnostics", section 3;
+        Huang et al. (2025), "Is best-of-n the best of them?", for χ².
     """
     program = freeze_program(policy, args, beta)
     _refuse(program, quasi=quasi, bounded=reward_bound is not None)
+    if regularizer != "kl":
+        refuse_unregularized(program.structure, regularizer)
     bound = _bound(program, reward_bound)
     betas = np.asarray(beta, float)
+    state = AcceptedDraws(
+        program,
+        bound,
+        betas.reshape(-1),
+        num_samples,
+        declared=reward_bound is not None,
+        regularizer=regularizer,
+        quasi=quasi,
+    )
+    return _run(key, program, state, betas, num_samples, tolerance, max_proposals)
+
+
+def _run(
+    key: PRNGKey,
+    program: Programs,
+    state: AcceptedDraws,
+    betas: np.ndarray,
+    num_samples: Count,
+    tolerance: Positive | None,
+    max_proposals: Annotated[int, integer_range(4)],
+) -> WeightedDraws:
     draw_key, accept_key = split_keys(key)
-    declared = reward_bound is not None
-    state = AcceptedDraws(program, bound, betas.reshape(-1), num_samples, declared=declared, quasi=quasi)
-    size = _batch_size(program, betas.size, num_samples, max_proposals)
+    linear = state.kept_excess and not state.quasi
+    # The pilot and what it plans need a batch each, and λ needs one before them.
+    size = _batch_size(program, betas.size, num_samples, max_proposals // (3 if linear else 2))
     proposals = (draw_fit(fold_in(draw_key, index), program, {}, size)[0] for index in itertools.count())
-    rng = numpy_generator(accept_key)
+    rng, left = numpy_generator(accept_key), max_proposals // size
+    if linear:
+        state.spans, left = chi_squared_spans(state.excess_of(next(proposals)), state.betas), left - 1
     # The pilot decides how many proposals follow, so it is left out of log Z: counting it would bias that.
     pilot = state.take(next(proposals), rng)
     state.excess.clear()
-    counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
+    counted, left = ProposalSums.empty(pilot.accepted.shape), left - 1
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
         counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
     total, excess = pilot.plus(counted), list(state.excess)
@@ -116,7 +153,11 @@ def rejection(
     _refuse_empty(state, total, counted, betas)
     explanation = _explain(state, pilot, counted, total, num_samples, tolerance, max_proposals)
     result = _result(program, state, counted, betas, explanation)
-    return with_quasi_estimates(result, np.concatenate(excess), bound) if quasi else result
+    if state.quasi:
+        return with_quasi_estimates(result, np.concatenate(excess), state.bound)
+    if state.spans is not None:
+        return with_chi_squared_estimates(result, np.concatenate(excess), state.bound, state.spans)
+    return result
 
 
 def _refuse(program: Programs, *, quasi: bool, bounded: bool) -> None:
@@ -160,9 +201,9 @@ def _bound(program: Programs, declared: Any) -> np.ndarray:
     return np.asarray(sum(by_site.values()), float).reshape(-1)
 
 
-def _batch_size(program: Programs, lanes: int, num_samples: int, max_proposals: int) -> int:
-    most = _ELEMENTS // (program.structure.width * lanes)
-    return max(1, min(max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), most))
+def _batch_size(program: Programs, lanes: int, num_samples: int, most: int) -> int:
+    fitting = _ELEMENTS // (program.structure.width * lanes)
+    return max(1, min(most, max(_LEAST_BATCH, 4 * num_samples), fitting))
 
 
 def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, tolerance: Positive | None) -> int:
@@ -198,7 +239,7 @@ def _explain(
     tolerance: Positive | None,
     max_proposals: Annotated[int, integer_range(4)],
 ) -> str:
-    what = "draws" if state.quasi else "exact draws"
+    what = "draws" if state.kept_excess else "exact draws"
     short = int((state.filled < num_samples).sum())
     if short:
         return (
