@@ -22,6 +22,7 @@ from bayesrl.lm.policy_draws import TextDraws
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.transformers.base import CausalLM, Transformer
 from bayesrl.lm.transformers.layers.linear_and_norm import Linear, is_linear
+from bayesrl.moments.features import TiltedPolicy
 from bayesrl.typing import Params, PRNGKey, Program
 from bayesrl.value_checks import format_value
 
@@ -64,7 +65,7 @@ class AutoModelGuide(AutoGuide):
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `AutoGuide.build`."""
-        policy = policy.fn if isinstance(policy, power) else policy  # whose model is the same
+        policy = _prior_of(policy)
         if not isinstance(policy, PromptedPolicy):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {format_value(policy)} is not; "
@@ -72,6 +73,13 @@ class AutoModelGuide(AutoGuide):
             )
         model = policy.model if self.start is None else _check_start(self.start, policy)
         return ModelGuide(policy, lambda: self.declare(key, model))
+
+
+def _prior_of(policy: Program) -> Program:
+    """Return the policy inside a power, or inside one with given moments: its model is the same."""
+    while isinstance(policy, power | TiltedPolicy):
+        policy = policy.fn if isinstance(policy, power) else policy.policy
+    return policy
 
 
 @checked(GuideError)

@@ -12,7 +12,9 @@ import pytest
 from jax import Array
 from numpyro.contrib.control_flow import scan
 
+from bayesrl import lm
 from bayesrl.core.primitives import environment, reward
+from bayesrl.core.structure import inspect
 from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
@@ -396,3 +398,17 @@ def test_one_tilt_at_a_time_and_for_its_own_contexts(exact: ConstrainedPolicy) -
     found = constrain(KEY, arms, {"payoff": 0.9 * HIGH + 0.1 * LOW}, LOGITS, PAYOFF)
     with pytest.raises(PolicyError, match=r"found for contexts of shape \(5,\), and the program has \(3,\) now"):
         enumerate_posterior(found.policy, LOGITS[:3], PAYOFF[:3], beta=1.0)
+
+
+def test_texts_have_a_mean_and_the_guides_of_their_model() -> None:
+    """64 texts of three tokens, of which 2 are to be ones on average; all parameters of the model can learn it."""
+    config = lm.GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2)
+    ones = lm.rewards.token_reward(lambda tokens, _: jnp.sum(tokens == 1))
+    model = lm.GPT2.init(KEY, config)
+    writer = lm.policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+    found = constrain(KEY, writer, {"reward": 2.0})
+    np.testing.assert_allclose(found.moments["reward"].mean, [2.0], atol=1e-9)
+    guide = lm.FullParameters().build(KEY, found.policy, inspect(KEY, found.policy), ())
+    own = numpyro.handlers.trace(numpyro.handlers.seed(guide, KEY)).get_trace()
+    assert sum(site["type"] == "param" for site in own.values()) == len(jax.tree.leaves(model))
+    assert own["text"]["value"].shape == (1, 3)
