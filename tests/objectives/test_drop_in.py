@@ -15,7 +15,7 @@ from oracles import ORACLES
 
 import bayesrl
 from bayesrl.errors import FitError, ObjectiveError
-from bayesrl.objectives import ForwardKL, ReverseKL
+from bayesrl.objectives import FDivergence, ForwardKL, ReverseKL
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ from bayesrl.objectives import ForwardKL, ReverseKL
         ("gaussian", ReverseKL(16)),
         ("chain_with_nature", ReverseKL(64)),
         ("flat", ForwardKL(256)),
+        ("flat", FDivergence("forward_chi_squared", enumerated=())),
     ],
 )
 def test_numpyros_svi_reaches_the_optimum(name: str, objective: Any) -> None:
