@@ -281,10 +281,8 @@ class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
         depth = max((-frame.dim for frame in frames), default=0)
         total = log_prob.sum(others, keepdims=True)
         total = total.reshape(total.shape[total.ndim - depth :])
-        # What is never drawn has no reward to tell, and ∞ − ∞ would be nan.
-        known = jnp.where(jnp.isfinite(total), total, 0.0)
         with SiteHooks(self._sign):
-            reward(f"{msg['name']}_log_prob", known if self.alpha > 1 else -known)
+            reward(f"{msg['name']}_log_prob", total if self.alpha > 1 else -total)
 
     def _sign(self, msg: dict[str, Any]) -> None:
         msg["infer"] = {**msg["infer"], _MADE_BY: id(self)}

@@ -78,11 +78,14 @@ def evaluate_exactly(
             f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
             "its support must be the policy's, and contexts must not read each other's draws"
         )
-    log_ratio = log_q - np.log(mass) - log_prior  # the prior adds up to 1 in double precision too
+    with np.errstate(invalid="ignore"):  # nan where both are 0, which counts nowhere
+        log_ratio = log_q - np.log(mass) - log_prior  # the prior adds up to 1 in double precision too
     given = stage.likelihood[0] if beta is not None else np.zeros_like(log_prior)
     log_start = log_prior + log_nature + given
     log_start = log_start - (logsumexp(log_start, axis=0) if beta is not None else 0.0)
-    start, *_ = _achieved(np.exp(log_start), log_start - log_prior - log_nature, stage, beta, shape)
+    with np.errstate(invalid="ignore"):  # likewise
+        start_ratio = log_start - log_prior - log_nature
+    start, *_ = _achieved(np.exp(log_start), start_ratio, stage, beta, shape)
     return Evaluation(
         *_achieved(weight / mass, log_ratio, stage, beta, shape),
         *_against_target(log_ratio, stage, beta, shape),

@@ -42,6 +42,14 @@ def test_categorical(alpha: float) -> None:
     assert abs(exact.log_evidence.mean - np.log(powers.sum())) < 1e-6
 
 
+@pytest.mark.parametrize("alpha", [0.5, 4.0])
+def test_a_fit_where_a_value_is_impossible(alpha: float) -> None:
+    policy = bayesrl.power(word, alpha)
+    fit = bayesrl.fit(jax.random.key(0), policy, beta=policy.beta, num_steps=300, progress=False)
+    evidence = bayesrl.evidence(jax.random.key(1), fit)
+    assert abs(evidence.objective.mean - policy.beta * np.log((PROBS**alpha).sum())) < 1e-4
+
+
 def test_a_chain_whose_own_reward_becomes_a_metric() -> None:
     policy = bayesrl.power(chain, 3.0)
     exact = bayesrl.enumerate_posterior(policy, beta=policy.beta)
@@ -90,6 +98,14 @@ def test_a_normal_narrows(alpha: float) -> None:
     width = np.std(np.asarray(fit.sample(jax.random.key(2), 4000)["x"]))
     # The standard error of a normal's width is width/√8000; 5 of them (6e-7), and 1% for a short fit.
     assert abs(width * np.sqrt(alpha) - 1) < 5 / np.sqrt(8000) + 0.01
+
+
+def test_a_density_that_is_nan_is_not_hidden() -> None:
+    def broken() -> None:
+        numpyro.sample("x", dist.Normal(0.0, jnp.log(-jnp.ones(()))))
+
+    with pytest.raises(PolicyError, match="'x_log_prob' returned nan or inf"):
+        bayesrl.importance(jax.random.key(0), bayesrl.power(broken, 0.5), beta=2.0, num_samples=10)
 
 
 def windy() -> None:
