@@ -34,7 +34,8 @@ class FlowNetwork:
         scan: number of the scan.
         length: its steps, T.
         num_features: of one step.
-        contexts: number of elements of the context plates, which have offsets of their own.
+        contexts: sizes of the context plates. All elements share the recurrent part, and each has a last layer of its
+            own, since the same steps may be worth something else in it.
     """
 
     scan: int
@@ -74,7 +75,7 @@ class FlowNetwork:
         cell = Summary(split_keys(key)[0], num_features=self.num_features, width=_WIDTH)
         leaves = jax.tree_util.tree_flatten_with_path(eqx.filter(cell, eqx.is_inexact_array))[0]
         return {f"{OWN}flow{jax.tree_util.keystr(path)}": leaf / _STEP for path, leaf in leaves} | {
-            f"{OWN}flow.out": jnp.zeros((self.length - 1, _WIDTH)),
+            f"{OWN}flow.out": jnp.zeros((*self.contexts, self.length - 1, _WIDTH)),
             f"{OWN}flow.bias": jnp.zeros((*self.contexts, self.length - 1)),
         }
 

@@ -11,6 +11,7 @@ from bayesrl.arguments import Count, Positive, UnitInterval, UnusedOption, check
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.draws import Draws, total
+from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.errors import EngineError, ObjectiveError
 from bayesrl.objectives.base import OWN, Info, Objective, count_nonfinite, info_from_draws
@@ -171,8 +172,12 @@ class TrajectoryBalance(Objective):
                 )
 
     def _from_prior(self, key: PRNGKey, params: Params, programs: Programs, num: int) -> Draws:
-        prior = lax.stop_gradient(replace(programs, guide=None).draw(key, {}, num))
-        return programs.again(params, prior)._replace(log_behaviour=prior.scores)
+        prior = stop_gradient(replace(programs, guide=None).draw(key, {}, num))
+        structure = programs.structure
+        # Rewards may be dear, so run the policy again only where both densities together are more accurate.
+        listed = all(structure[name].support is not None for name in structure.actions)
+        scored = programs.again(params, prior) if listed else programs.score(params, prior)
+        return scored._replace(log_behaviour=prior.scores)
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide first, then from the prior, [particles, ...]; values carry no gradients."""
@@ -184,8 +189,9 @@ class TrajectoryBalance(Objective):
             parts.append(self._from_prior(key, params, programs, from_prior))
         if len(parts) == 1:
             return parts[0]
-        bare = [part._replace(log_ratio={}, doubt={}) for part in parts]
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *bare)
+        if set(parts[0].log_ratio) != set(parts[1].log_ratio):
+            parts = [part._replace(log_ratio={}, doubt={}) for part in parts]
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *parts)
 
     def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Draw, and compute the loss; J, E[R] and KL are of the guide's own draws if there are any."""
@@ -262,7 +268,7 @@ class TrajectoryBalance(Objective):
 
     def _info(self, draws: Draws, programs: Programs, beta: Any, shape: tuple[int, ...], log_z: Array) -> Info:
         """Summarise draws of any behaviour as those of q, by self-normalised weights."""
-        draws = lax.stop_gradient(draws)
+        draws = stop_gradient(draws)
         behind = total(draws.log_behaviour, shape) if draws.log_behaviour else jnp.full(shape, jnp.nan)
         weight = jax.nn.softmax(total(draws.scores, shape) - behind, axis=0)
         # To `info_from_draws`, the draws are the branches of one particle.

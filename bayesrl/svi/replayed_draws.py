@@ -119,6 +119,8 @@ class ReplayDraws:
         if self._draw is None:
             self._draw = trace_once(draw, name="draw_new")
         parts = to_host(self._draw(as_hash_key(key), params))
+        if from_prior:
+            _check_probable(parts[-1], "draws of the prior")
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
     def _remember(self, new: Draws) -> None:
@@ -179,7 +181,7 @@ def scored_data(stored: SiteArrays | Draws, params: Params, programs: Programs) 
             )
         sites[name], num = value, len(value)
     found = _bare(to_host(trace_once(programs.score, name="score_stored")(params, Draws.from_sites(sites))))
-    _check_probable(found)
+    _check_probable(found, "stored draws")
     if given is None:
         return found._replace(log_behaviour=_unknown(found))
     pairs = (("log π₀", given.log_prior, found.log_prior), ("rewards", given.rewards, found.rewards))
@@ -195,8 +197,8 @@ def scored_data(stored: SiteArrays | Draws, params: Params, programs: Programs) 
     return found._replace(log_behaviour=_unknown(found) | told)
 
 
-def _check_probable(draws: Draws) -> None:
-    """Refuse data that the policy or its guide cannot draw, whose log-ratio is infinite."""
+def _check_probable(draws: Draws, what: str) -> None:
+    """Refuse draws that the policy or its guide cannot make, whose log-ratio is infinite."""
     checks = (("the policy", draws.log_prior), ("the guide", draws.log_q))
     for whose, scores in checks:
         for name, score in scores.items():
@@ -204,12 +206,12 @@ def _check_probable(draws: Draws) -> None:
             if bad.any():
                 remedy = "leave them out" if whose == "the policy" else "use a guide with the prior's support"
                 raise FitError(
-                    f"{whose} gives {int(bad.sum())} of {len(bad)} stored draws probability 0 at site {name!r} (the "
+                    f"{whose} gives {int(bad.sum())} of {len(bad)} {what} probability 0 at site {name!r} (the "
                     f"first is draw {int(bad.argmax())}), so their log-ratio is infinite; {remedy}"
                 )
     for name, reward in draws.rewards.items():
         if np.isnan(reward).any() or (reward == np.inf).any():
-            raise FitError(f"reward site {name!r} is nan or inf for stored draws; leave these out")
+            raise FitError(f"reward site {name!r} is nan or inf for {what}; leave these out")
 
 
 def _unknown(draws: Draws) -> dict[str, Any]:

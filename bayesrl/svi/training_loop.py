@@ -268,9 +268,11 @@ class TrainingLoop:
             sites = {name: int(np.asarray(count).sum()) for name, count in sums.nonfinite.items()}
             each = {name: pluralize(count, "draw") for name, count in sites.items() if count}
             blamed = [f"reward site {name!r} was not finite for {draws}" for name, draws in each.items()]
+            of_source = ", or policy or guide give draws of the source probability 0 (leave them out)"
             cause = "; ".join(blamed) or (
                 "no reward was nan or inf: the guide has diverged (lower the learning rate), rewards are too large for "
                 "beta (scale them), or every draw has reward -inf (allow at least one action)"
+                + (of_source if self.source is not None else "")
             )
             raise FitError(
                 f"{skipped.max()} of {done} steps had a loss or gradient that was not finite "

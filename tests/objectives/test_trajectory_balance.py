@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import Array
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 from oracles import ORACLES, Oracle, Params
 
@@ -101,6 +102,7 @@ def test_draws_of_the_prior_leave_p_star_where_it_is(name: str, form: Any) -> No
         ("dependent", {"form": "pairs"}),
         ("chain", {"form": "variance"}),
         ("chain", {"form": "subtrajectory"}),
+        ("episode", {"form": "subtrajectory"}),  # an action before the scan, and a reward after it
     ],
 )
 def test_from_draws_of_the_prior_alone_it_finds_p_star(name: str, options: dict[str, Any]) -> None:
@@ -114,6 +116,46 @@ def test_from_draws_of_the_prior_alone_it_finds_p_star(name: str, options: dict[
     log_z = float(posterior.history["metrics/log_z"][-1, 0])
     assert log_z == pytest.approx(oracle.log_evidence, abs=0.02)
     assert set(posterior.params) == set(oracle.params), "log Z belongs to the objective, not to the posterior"
+
+
+def run_two_chains(table: Array) -> None:
+    """Draw by logits [T, 2 contexts, 3 states, 3 arms]."""
+    plate = numpyro.plate("n", 2)
+
+    def step(state: Array, logits: Array) -> tuple[Array, None]:
+        with plate as i:
+            arm = numpyro.sample("arm", dist.Categorical(logits=logits[i, state]))
+            bayesrl.reward("payoff", jnp.array([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]])[i, (arm + state) % 3])
+        return (state + arm) % 3, None
+
+    scan(step, jnp.zeros(2, int), table)
+
+
+def two_chains() -> None:
+    run_two_chains(jnp.zeros((3, 2, 3, 3)))
+
+
+@bayesrl.guides.PolicyGuide
+def tilted_chains() -> None:
+    run_two_chains(numpyro.param("table", jnp.zeros((3, 2, 3, 3))))
+
+
+def test_sub_trajectories_of_several_contexts() -> None:
+    """Contexts are worth other things after the same steps; the gap is by enumeration, as a share of J* − J(π₀)."""
+    posterior = bayesrl.fit(
+        jax.random.key(0),
+        two_chains,
+        beta=0.5,
+        guide=tilted_chains,
+        objective=TrajectoryBalance(form="subtrajectory"),
+        learning_rate=0.1,
+        num_steps=800,
+        progress=False,
+    )
+    best = float(np.mean(np.asarray(bayesrl.enumerate_posterior(two_chains, beta=0.5).optimum)))
+    gained = best - float(posterior.history["objective"][0, 0])
+    assert float(bayesrl.evidence(jax.random.key(1), posterior).gap.mean) < 0.01 * gained
+    assert float(posterior.history["metrics/log_z"][-1, 0]) == pytest.approx(best / 0.5, abs=0.03)
 
 
 def test_mini_batches_learn_log_z_of_their_own_elements() -> None:
@@ -149,6 +191,28 @@ def test_several_temperatures_and_restarts_learn_their_own_log_z() -> None:
     posterior = fitted(many, TrajectoryBalance(**OFF_POLICY), num_restarts=2)
     exact = bayesrl.enumerate_posterior(oracle.policy, beta=betas).log_evidence.mean
     np.testing.assert_allclose(posterior.history["metrics/log_z"][-1], np.tile(np.reshape(exact, (2, 1)), 2), atol=1e-2)
+
+
+def counts() -> None:
+    x = numpyro.sample("x", dist.Poisson(200.0))
+    bayesrl.reward("payoff", -0.5 * jnp.log(x / 220.0) ** 2)
+
+
+def test_large_counts_from_the_prior() -> None:
+    """log Z by summing the counts, 200 or so, whose densities are sums of huge terms."""
+    x = np.arange(100, 320)
+    log_prior = x * np.log(200.0) - 200.0 - np.array([np.sum(np.log(np.arange(1, n + 1))) for n in x])
+    log_z = np.log(np.sum(np.exp(log_prior - 0.5 * np.log(x / 220.0) ** 2 / 0.01)))
+    posterior = bayesrl.fit(
+        jax.random.key(0),
+        counts,
+        beta=0.01,
+        objective=TrajectoryBalance(256, prior_fraction=0.5),
+        num_steps=400,
+        progress=False,
+    )
+    assert float(posterior.history["metrics/log_z"][-1, 0]) == pytest.approx(log_z, abs=0.02)
+    assert float(posterior.estimate(jax.random.key(1), 2000).objective.mean[0]) == pytest.approx(0.01 * log_z, abs=3e-4)
 
 
 def never() -> None:
@@ -276,6 +340,29 @@ def test_one_draw_of_a_source_has_no_variance() -> None:
             objective=TrajectoryBalance(form="variance"),
             source=single,
             num_steps=1,
+            progress=False,
+        )
+
+
+def test_a_source_of_draws_that_the_guide_cannot_make_is_told() -> None:
+    def program() -> None:
+        bayesrl.reward("payoff", 1.0 * numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2))))
+
+    def one_armed() -> None:
+        numpyro.sample("arm", dist.Categorical(logits=numpyro.param("logits", jnp.array([0.0, -jnp.inf]))))
+
+    def of_prior(key: Array, params: Any, programs: Programs) -> Draws:
+        return replace(programs, guide=None).draw(key, {}, 8)
+
+    with pytest.raises(FitError, match="policy or guide give draws of the source probability 0"):
+        bayesrl.fit(
+            jax.random.key(0),
+            program,
+            beta=1.0,
+            guide=one_armed,
+            objective=TrajectoryBalance(),
+            source=of_prior,
+            num_steps=20,
             progress=False,
         )
 

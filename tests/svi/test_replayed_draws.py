@@ -112,6 +112,28 @@ def test_stored_draws_of_another_policy_are_refused_and_of_this_one_known() -> N
     assert np.isfinite(own.history["objective"]).all(), "these draws tell who drew them"
 
 
+def narrow() -> None:
+    numpyro.sample("arm", dist.Categorical(logits=numpyro.param("logits", jnp.array([0.0, 0.0, -jnp.inf]))))
+
+
+def test_draws_of_the_prior_that_the_guide_cannot_make_are_refused() -> None:
+    def program() -> None:
+        bayesrl.reward("payoff", 1.0 * numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3))))
+
+    source = bayesrl.ReplayDraws(prior_fraction=1.0)
+    with pytest.raises(FitError, match=r"the guide gives \d+ of 32 draws of the prior probability 0 at site 'arm'"):
+        bayesrl.fit(
+            jax.random.key(0),
+            program,
+            beta=1.0,
+            guide=narrow,
+            objective=TrajectoryBalance(form="variance"),
+            source=source,
+            num_steps=1,
+            progress=False,
+        )
+
+
 def test_mini_batches_are_refused() -> None:
     def program() -> None:
         with numpyro.plate("n", 4, subsample_size=2):
