@@ -78,7 +78,7 @@ def solve_by_draws(
     refuse_outside(table, low, high)
     refuse_dependent(table, f"in all of {num_samples:,} draws of the prior")
     conditioned = bool(program.structure.names("observed"))
-    reached, arrived = np.zeros_like(targets), 0
+    reached, arrived, last = np.zeros_like(targets), 0, np.zeros(targets.shape[1])
     for number in range(_MOST_ROUNDS):
         if not reached.any():
             start = table.tilt(reached).means
@@ -86,6 +86,9 @@ def solve_by_draws(
         # Data can leave the prior's draws no weight before any tilt: then the first fit is one to the data.
         if (share == 0).any() and (number or not conditioned):
             break
+        if number and (share < 1).any() and (share <= last).all():
+            break
+        last = share
         # A sample that has only just arrived rests on a fit to a tilt before the last: fit once more.
         even = table_ess(table, multipliers).min() >= min(_EVEN_SHARE * len(table.log_base), _EVEN)
         if (share == 1).all() and ((even and (number == 0 or arrived)) or arrived == _MOST_AFTER):
@@ -121,8 +124,8 @@ def refuse_not_finite(label: str, values: np.ndarray, counts: np.ndarray, what: 
     bad = ~np.isfinite(values) & counts
     if bad.any():
         raise EngineError(
-            f"feature {label!r} is {values[bad][0]} for {int(bad.any(-1).sum())} of {len(bad)} {what}, so it has no "
-            "mean; make it finite"
+            f"feature {label!r} is {values[bad][0]} for {int(bad.any(-1).sum()):,} of {len(bad):,} {what}, so it has "
+            "no mean; make it finite"
         )
 
 

@@ -224,7 +224,7 @@ class _Problem(NamedTuple):
 def _prepared(policy: Program, args: tuple[Any, ...], targets: Mapping[Feature, Any], *, per_context: bool) -> _Problem:
     frozen, _ = freeze(key_from_seed(0), policy, *args)
     structure = inspect(key_from_seed(0), RewardsAsMetrics(frozen), *args)
-    _refuse_nature(structure)
+    _refuse_unsuitable(structure)
     features, values = _read(targets, structure)
     program = freeze_program(MeasuredPolicy(frozen, features), args, 1.0)
     _refuse_mixed(program.structure, features, structure)
@@ -251,12 +251,17 @@ def _shown_by_step(
     return inspect(key_from_seed(0), SteppedPolicy(policy, {}), *args)
 
 
-def _refuse_nature(structure: Structure) -> None:
+def _refuse_unsuitable(structure: Structure) -> None:
     nature = structure.names("environment")
     if nature:
         raise EngineError(
             f"the policy has environment site {nature[0]!r}, and a tilt by features would tilt nature too, which "
             "no policy can; fit a policy with the features as rewards, or make it an ordinary site if it may be chosen"
+        )
+    if structure.subsampled:
+        raise EngineError(
+            f"plate {structure.subsampled[0]!r} is subsampled, and λ of a subsample is that of another problem; "
+            "use bayesrl.full_data(policy), or subsample_size=None"
         )
 
 

@@ -375,6 +375,11 @@ def test_bad_input_of_draws() -> None:
         x = numpyro.sample("x", dist.Exponential(1.0))
         numpyro.deterministic("rare", 1.0 * (x > 30))
         numpyro.deterministic("twice", 2 * x)
+        numpyro.deterministic("log", jnp.log(x - 0.1))
+
+    def mini_batch() -> None:
+        with numpyro.plate("image", 10, subsample_size=5):
+            numpyro.sample("x", dist.Bernoulli(0.5))
 
     with pytest.raises(
         EngineError, match=r"the target -1 of feature 'x' is out of reach: its mean is between -?0 and inf"
@@ -386,6 +391,12 @@ def test_bad_input_of_draws() -> None:
         constrain(KEY, positive, {"rare": 0.5}, num_samples=1000)
     with pytest.raises(EngineError, match="features 'x', 'twice' are linearly dependent"):
         constrain(KEY, positive, {"x": 1.5, "twice": 4.0})
+    with pytest.raises(EngineError, match=r"feature 'log' is nan for \d+ of 1,000 draws, so it has no mean"):
+        constrain(KEY, positive, {"log": 1.5}, num_samples=1000)
+    with pytest.raises(EngineError, match=r"would take .* GB of memory"):
+        constrain(KEY, positive, {"x": 1.5}, num_samples=2 * 10**9)
+    with pytest.raises(EngineError, match="plate 'image' is subsampled"):
+        constrain(KEY, mini_batch, {"x": 0.6})
     with pytest.raises(EngineError, match="num_samples=10; use a whole number of at least 1000"):
         constrain(KEY, positive, {"x": 1.5}, num_samples=10)
     with pytest.raises(EngineError, match=r"cannot run inside of jax.jit"):
