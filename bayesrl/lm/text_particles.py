@@ -18,7 +18,7 @@ from bayesrl.errors import EngineError
 from bayesrl.lm.generation import cache_axes, max_rows, model_with_params, pad_prompts
 from bayesrl.lm.guides import ModelGuide
 from bayesrl.lm.policy_draws import with_rewards
-from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.prompted_policy import TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward, evaluate
 from bayesrl.lm.rewards.text import as_reward
@@ -60,8 +60,10 @@ class TextParticles:
                 "twist='exact' is for programs with a scan; pass twist='reward', or a function of the text so far"
             )
 
-    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
-        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+    def run(
+        self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
+    ) -> tuple[ScoredDraws, np.ndarray]:
+        """Run; see `ParticleEngine`."""
         assert beta is not None
         policy: Any = self.programs.policy
         prompts = policy.resolve_prompts(*self.programs.args)
@@ -70,6 +72,9 @@ class TextParticles:
         tokens, mask = pad_prompts(prompts, policy.model.config.max_length + 1 - steps)
         at_once = max(1, min(count, _ROWS_PER_BATCH * max_rows(policy, prompts) // num))
         guide: Any = self.programs.guide
+        if reference is not None:
+            # Only multinomial resampling leaves the others independent of the particle that must survive.
+            size = size._replace(resampling="multinomial")
         static = (policy, None if guide is None else guide.origin, self._twist(policy), prompts.examples, size)
         fixed = (self.params, np.asarray(beta, np.float32), as_hash_key(key))
         run = None
@@ -78,7 +83,8 @@ class TextParticles:
             parts = []
             for first in range(0, count, at_once):
                 index = np.minimum(np.arange(first, first + at_once), count - 1).astype(np.int32)
-                batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index)
+                own = None if reference is None else np.asarray(reference[TEXT])[replication, index]
+                batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index, own)
                 run = run or _write.prepare(static, *fixed, *batch)
                 with host_errors():
                     parts.append(jax.device_get(run(*fixed, *batch)))
@@ -125,12 +131,16 @@ class TextRun(NamedTuple):
 
 
 class _Prompts(NamedTuple):
-    """Prompts that are answered together: their numbers, tokens and masks, and the records behind all prompts."""
+    """Prompts that are answered together: their numbers, tokens and masks, and the records behind all prompts.
+
+    With a reference, [prompts, T], the run is conditional: it is what the first particle of each prompt writes.
+    """
 
     number: Array
     tokens: Array
     mask: Array
     examples: Any
+    reference: Array | None
 
 
 class _Particles(NamedTuple):
@@ -147,13 +157,21 @@ class _Particles(NamedTuple):
 
 @partial(ClosureJit, name="write_particles")
 def _write(
-    static: Any, params: Params, beta: Array, key: PRNGKey, replication: Array, prompt: Array, mask: Array, index: Array
+    static: Any,
+    params: Params,
+    beta: Array,
+    key: PRNGKey,
+    replication: Array,
+    prompt: Array,
+    mask: Array,
+    index: Array,
+    reference: Array | None,
 ) -> TextRun:
     policy, guide, twist, examples, options = static
     theirs = policy.distribution(policy.model, prompt, mask)
     ours = None if guide is None else policy.distribution(model_with_params(guide.declare, params), prompt, mask)
     own_key = fold_in(key, replication)
-    writer = _Writer(theirs, ours, twist, options, beta, _Prompts(index, prompt, mask, examples))
+    writer = _Writer(theirs, ours, twist, options, beta, _Prompts(index, prompt, mask, examples, reference))
     contexts, steps, num = len(index), theirs.num_steps, options.num_particles
     zero = jnp.zeros((), jnp.int32)
     state = writer.start(fold_in(own_key, 0))
@@ -210,6 +228,7 @@ class _Writer:
         poor = effective_size(weights) < self.options.resample_below * self.num
         everyone = jnp.broadcast_to(jnp.arange(self.num, dtype=jnp.int32)[:, None], weights.shape)
         parents = jnp.where(poor, ancestors(key, weights, self.options.resampling), everyone)
+        parents = parents if self.prompts.reference is None else parents.at[0].set(0)
         log_z = jnp.where(poor, log_z + log_mean(weights), log_z)
 
         def inherit(state: _Particles) -> _Particles:
@@ -238,6 +257,8 @@ class _Writer:
     def _choose(self, key: PRNGKey, state: _Particles, hidden: list[Array], t: Array) -> _Particles:
         log_prior, log_q = self._log_probs(hidden)
         drawn = category_at(jax.random.uniform(key, (len(log_q), 1)), log_q).astype(state.tokens.dtype)
+        if self.prompts.reference is not None:
+            drawn = drawn.at[:: self.num].set(self.prompts.reference[:, t].astype(drawn.dtype))
         token = jnp.where(state.done, self.theirs.pad, drawn)
         chosen = jnp.stack([jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_prior, log_q)], -1)
         chosen = jnp.where(state.done[:, None], 0.0, chosen)

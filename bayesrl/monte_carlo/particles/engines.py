@@ -45,8 +45,16 @@ class ParticleOptions(NamedTuple):
 class ParticleEngine(Protocol):
     """Runs all replications of a program's particles."""
 
-    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
-        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+    def run(
+        self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
+    ) -> tuple[ScoredDraws, np.ndarray]:
+        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts].
+
+        Args:
+            key: consumed whole.
+            beta: reward units per nat; None without rewards.
+            reference: a path for each replication, {site: [replications, ...]}, on which the run is conditional.
+        """
 
 
 type _MakeEngine = Callable[[Programs, Params, ParticleOptions], ParticleEngine]
@@ -80,8 +88,10 @@ class TemperedParticles:
     moves: Sequence[KernelName] | None
     num_moves: int
 
-    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
-        """Return scored particles, all replications behind one another, and their log-weights [draws, contexts]."""
+    def run(
+        self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
+    ) -> tuple[ScoredDraws, np.ndarray]:
+        """Run; see `ParticleEngine`."""
         structure = self.programs.structure
         found = run_tempered(
             key,
@@ -95,7 +105,9 @@ class TemperedParticles:
             moves=self.moves,
             num_moves=self.num_moves,
             threshold=self.size.resample_below,
-            scheme=self.size.resampling,
+            # Only multinomial resampling leaves the others independent of the particle that must survive.
+            scheme=self.size.resampling if reference is None else "multinomial",
+            reference=reference,
         )
         contexts = found.log_weights.shape[-1]
         sites = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found.sites)
@@ -139,11 +151,16 @@ class SequentialParticles:
     params: Params
     size: ParticleOptions
 
-    def run(self, key: PRNGKey, beta: float | None) -> tuple[ScoredDraws, np.ndarray]:
-        """As `TemperedParticles.run`."""
+    def run(
+        self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
+    ) -> tuple[ScoredDraws, np.ndarray]:
+        """Run; see `ParticleEngine`."""
         structure = self.steps.programs.structure
         plan = self._plan(beta)
-        given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key))
+        if reference is not None:
+            # Only multinomial resampling leaves the others independent of the particle that must survive.
+            plan = replace(plan, scheme="multinomial")
+        given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key), reference)
         found = jax.device_get(_run((plan, self.size.num_replications), *given))
         run, (draws, totals), weights = found
         check_filter(structure, self.size.num_particles, run.twists, run.sizes, first=-1)
@@ -229,17 +246,22 @@ class _Checked(NamedTuple):
 
 
 @partial(ClosureJit, name="filter")
-def _run(static: Any, params: Params, beta: Any, key: PRNGKey) -> tuple[_Checked, tuple[Draws, Totals], Array]:
+def _run(
+    static: Any, params: Params, beta: Any, key: PRNGKey, reference: dict[str, Array] | None
+) -> tuple[_Checked, tuple[Draws, Totals], Array]:
     plan, num_runs = static
     steps = plan.steps
     programs = steps.programs
     shape = (plan.num_particles, *programs.structure.context_shape)
 
-    def one(key: PRNGKey) -> tuple[_Checked, tuple[Draws, Totals], Array]:
-        run = run_filter(fold_in(key, 0), plan, params, beta)
+    def one(key: PRNGKey, reference: dict[str, Array] | None) -> tuple[_Checked, tuple[Draws, Totals], Array]:
+        run = run_filter(fold_in(key, 0), plan, params, beta, reference)
         keys = split(fold_in(key, 1), plan.num_particles, None)
         # The whole program once more: it draws and scores what stands behind the scan, and confirms the steps.
         draws = jax.vmap(lambda k, v: programs.run_both(k, params, v))(keys, run.sites)
+        if reference is not None:
+            whole = programs.run_both(None, params, reference)
+            draws = jax.tree.map(lambda x, y: x.at[0].set(y), draws, whole)
 
         def weight(names: Sequence[str]) -> Array:
             totals = draws.of_sites(names).totals(shape)
@@ -253,4 +275,4 @@ def _run(static: Any, params: Params, beta: Any, key: PRNGKey) -> tuple[_Checked
         agrees = (off <= _ROUNDING * (1 + jnp.abs(jnp.where(possible, along, 0.0)))).all()
         return _Checked(run.twists, run.sizes, agrees), _scored(programs, draws), weights
 
-    return jax.vmap(one)(split(key, num_runs, None))
+    return jax.vmap(one)(split(key, num_runs, None), reference)

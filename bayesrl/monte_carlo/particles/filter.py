@@ -15,7 +15,7 @@ from bayesrl.core.draws import Draws
 from bayesrl.exact.grid import Axis, decode_assignment, num_assignments
 from bayesrl.monte_carlo.particles.resampling import Scheme, ancestors, effective_size, gather, lineages, log_mean
 from bayesrl.monte_carlo.particles.time_steps import Carries, TimeSteps
-from bayesrl.monte_carlo.particles.twists import Axes, Twist
+from bayesrl.monte_carlo.particles.twists import Axes, Twist, by_context
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -88,18 +88,27 @@ class _Move(NamedTuple):
     twisted: Array
 
 
-def run_filter(key: PRNGKey, plan: FilterPlan, params: Params, beta: Any) -> FilterRun:
+def run_filter(
+    key: PRNGKey, plan: FilterPlan, params: Params, beta: Any, reference: dict[str, Array] | None = None
+) -> FilterRun:
     """Run the filter once.
+
+    With a reference the run is conditional on it: particle 0 follows it and survives every resampling. If the
+    reference is a draw of p*, then E[1/Ẑ] = 1/Z, which bounds log Z from above.
 
     Args:
         key: consumed whole.
         plan: what stays fixed.
         params: of the guide.
         beta: temperature, traced; None without rewards.
+        reference: values of all latent sites, one path in each context; needs multinomial resampling.
+
+    References:
+        Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.3.
     """
     num, steps = plan.num_particles, plan.steps
     contexts = math.prod(steps.programs.structure.context_shape)
-    filter_ = _Filter(plan, params, beta)
+    filter_ = _Filter(plan, params, beta, reference)
     everyone = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[:, None], (num, contexts))
     zero = jnp.zeros((num, contexts))
     move = filter_.enter(fold_in(key, 0))
@@ -111,6 +120,7 @@ def run_filter(key: PRNGKey, plan: FilterPlan, params: Params, beta: Any) -> Fil
         size = effective_size(old.log_weights)
         poor = size < plan.threshold * num
         parents = jnp.where(poor, ancestors(fold_in(own_key, 0), old.log_weights, plan.scheme), everyone)
+        parents = parents if reference is None else parents.at[0].set(0)
         log_z = jnp.where(poor, log_z + log_mean(old.log_weights), log_z)
         log_weights = jnp.where(poor, zero, old.log_weights)
         before = filter_.inherit_sites(old.before, parents)
@@ -130,10 +140,16 @@ def run_filter(key: PRNGKey, plan: FilterPlan, params: Params, beta: Any) -> Fil
     return FilterRun(sites, last.log_weights, log_z, last.total, last.twisted, twists, sizes, resampled)
 
 
+def _with_first(particles: Any, first: Any) -> Any:
+    """Put the reference in the place of particle 0."""
+    return jax.tree.map(lambda x, y: x.at[0].set(y), particles, first)
+
+
 class _Filter:
     """The two parts of a program's run, for all particles at once."""
 
-    def __init__(self, plan: FilterPlan, params: Params, beta: Any) -> None:
+    def __init__(self, plan: FilterPlan, params: Params, beta: Any, reference: dict[str, Array] | None = None) -> None:
+        self.reference = reference
         self.plan, self.params, self.beta, self.num = plan, params, beta, plan.num_particles
         self.shape = plan.steps.programs.structure.context_shape
         self.contexts = math.prod(self.shape)
@@ -144,7 +160,10 @@ class _Filter:
         if self.plan.look_ahead:
             axes = steps.axes(steps.before)
             return self._best(key, axes, lambda v: steps.enter(None, self.params, v), -1, {}, zero, ())
-        draws, carries = jax.vmap(lambda k: steps.enter(k, self.params, {}))(split(key, self.num, None))
+        drawn = jax.vmap(lambda k: steps.enter(k, self.params, {}))(split(key, self.num, None))
+        if self.reference is not None:
+            drawn = _with_first(drawn, steps.enter(None, self.params, self._referred(steps.before, None)))
+        draws, carries = drawn
         return self._weighed(draws, carries, -1, draws.sites, zero)
 
     def step(self, key: PRNGKey, t: Array, before: dict[str, Array], carries: Carries, twisted: Array) -> _Move:
@@ -157,9 +176,13 @@ class _Filter:
                 return steps.step(None, self.params, t, before | values, carries)
 
             return self._best(key, axes, run, t, before, twisted, (before, carries))
-        draws, carries = jax.vmap(lambda k, b, c: steps.step(k, self.params, t, b, c))(
-            split(key, self.num, None), before, carries
-        )
+        keys = split(key, self.num, None)
+        drawn = jax.vmap(lambda k, b, c: steps.step(k, self.params, t, b, c))(keys, before, carries)
+        if self.reference is not None:
+            first = jax.tree.map(lambda x: x[0], (before, carries))
+            values = first[0] | self._referred(steps.inside, t)
+            drawn = _with_first(drawn, steps.step(None, self.params, t, values, first[1]))
+        draws, carries = drawn
         return self._weighed(draws, carries, t, before, twisted)
 
     def _weighed(self, draws: Draws, carries: Carries, t: Any, before: dict[str, Array], twisted: Array) -> _Move:
@@ -191,6 +214,8 @@ class _Filter:
         scores = prior + gain + later
         best = logsumexp(scores, axis=0)
         chosen = jax.random.categorical(key, jnp.where(jnp.isfinite(best), scores, prior), axis=0)
+        if self.reference is not None:
+            chosen = chosen.at[0].set(self._assignment_of_reference(values, t if given else None))
 
         def of_chosen(x: Array) -> Array:
             return jnp.take_along_axis(x, chosen[None], 0)[0]
@@ -199,6 +224,20 @@ class _Filter:
         return _Move(
             sites, self._map_carries(self._pick, carries, chosen), of_chosen(gain), best - twisted, of_chosen(later)
         )
+
+    def _referred(self, names: tuple[str, ...], t: Any) -> dict[str, Array]:
+        """Return the reference's values of the named sites, of one step if `t` tells which."""
+        assert self.reference is not None
+        values = {name: self.reference[name] for name in names if name in self.reference}
+        return values if t is None else {k: lax.dynamic_slice_in_dim(x, t, 1) for k, x in values.items()}
+
+    def _assignment_of_reference(self, values: dict[str, Array], t: Any) -> Array:
+        """Find the reference among assignments [assignments, ...], [contexts]."""
+        found = jnp.ones((len(next(iter(values.values()), jnp.zeros(1))), self.contexts), bool)
+        for name, own in self._referred(tuple(values), t).items():
+            same = jnp.broadcast_to(values[name] == own, (len(values[name]), *own.shape))
+            found &= by_context(same, self.plan.site_axes[name], self.shape).all(-1)
+        return jnp.argmax(found, 0)
 
     def inherit_sites(self, sites: dict[str, Array], parents: Array) -> dict[str, Array]:
         """Let each context of each particle take the values of its parent."""

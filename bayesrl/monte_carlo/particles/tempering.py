@@ -87,11 +87,16 @@ def run_tempered(
     num_moves: int,
     threshold: float,
     scheme: Scheme,
+    reference: dict[str, Any] | None = None,
 ) -> TemperedRun:
     """Run particles from q to the target.
 
     Without `powers` a pilot run chooses them, and the lengths of steps, which then stay fixed: so the estimate of Z is
-    unbiased.
+    unbiased. With a reference, [runs, ...], the runs are conditional on it: the moves, reversed, lead from it back
+    to q, and particle 0 retraces that path.
+
+    References:
+        Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
     """
     finite, smooth = finite_sites(programs, axes), smooth_sites(programs, axes)
     names: tuple[KernelName, ...] = tuple(moves) if moves is not None else _usual_moves(finite, smooth)
@@ -104,7 +109,7 @@ def run_tempered(
     steps = _Steps(static, as_hash_key(key), params, beta)
     fixed = None if powers is None else np.asarray(powers, float)
     fixed, scales = steps.pilot(fixed)
-    return steps.run(fixed, scales)
+    return steps.run(fixed, scales, reference)
 
 
 def _usual_moves(finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...]) -> tuple[KernelName, ...]:
@@ -123,7 +128,8 @@ class _Steps:
         self.static, self.key, self.params = static, key, params
         self.beta = None if beta is None else np.asarray(beta, np.float32)
         self._run_start: Callable[..., Any] | None = None
-        self._run_step: Callable[..., Any] | None = None
+        self._run_step: dict[bool, Callable[..., Any]] = {}
+        self._run_back: Callable[..., Any] | None = None
 
     def start(self, number: int) -> _Population:
         given = (self.params, self.beta, self.key, np.asarray(number, np.int32))
@@ -131,12 +137,31 @@ class _Steps:
         population: _Population = self._run_start(*given)
         return population
 
-    def step(self, population: _Population, number: int, pair: tuple[float, float], scales: Scales) -> tuple[Any, ...]:
+    def step(
+        self,
+        population: _Population,
+        number: int,
+        pair: tuple[float, float],
+        scales: Scales,
+        first: Scored | None = None,
+    ) -> tuple[Any, ...]:
         powers = tuple(np.asarray(p, np.float32) for p in pair)
-        given = (self.params, self.beta, self.key, np.asarray(number, np.int32), powers, scales, population)
-        self._run_step = self._run_step or _step.prepare(self.static, *given)
-        found: tuple[Any, ...] = self._run_step(*given)
+        given = (self.params, self.beta, self.key, np.asarray(number, np.int32), powers, scales, population, first)
+        kind = first is not None
+        self._run_step[kind] = self._run_step.get(kind) or _step.prepare(self.static, *given)
+        found: tuple[Any, ...] = self._run_step[kind](*given)
         return found
+
+    def path_back(self, reference: dict[str, Any], powers: np.ndarray, scales: list[Scales]) -> list[Scored]:
+        """Return where a reference was before each step of temperature and after the last, [runs, 1, ...]."""
+        sites = {name: np.asarray(x)[:, None] for name, x in reference.items()}
+        path: list[Scored] = [_scores(self.static, self.params, self.beta, sites)]
+        for i in reversed(range(len(powers))):
+            power, number = np.asarray(powers[i], np.float32), np.asarray(2 * _MOST_STEPS + 3 + i, np.int32)
+            given = (self.params, self.beta, self.key, number, power, scales[i], path[-1])
+            self._run_back = self._run_back or _step_back.prepare(self.static, *given)
+            path.append(self._run_back(*given))
+        return path[::-1]
 
     def pilot(self, powers: np.ndarray | None) -> tuple[np.ndarray, list[Scales]]:
         """Choose the steps of temperature, unless they are given, and the scales of Hamiltonian moves at each."""
@@ -189,11 +214,16 @@ class _Steps:
             low, high = (middle, high) if share(middle) >= _CONSTANCY else (low, middle)
         return float(max(low, now + 1e-6))
 
-    def run(self, powers: np.ndarray, scales: list[Scales]) -> TemperedRun:
+    def run(self, powers: np.ndarray, scales: list[Scales], reference: dict[str, Any] | None) -> TemperedRun:
+        path = None if reference is None else self.path_back(reference, powers, scales)
         population = self.start(_MOST_STEPS + 1)
+        if path is not None:
+            population = population._replace(particles=_with_first(population.particles, path[0], 1))
         acceptances, sizes, now = [], [], 0.0
         for i, (power, here) in enumerate(zip(powers, scales, strict=True)):
-            population, acceptance, _, size = self.step(population, _MOST_STEPS + 2 + i, (now, float(power)), here)
+            first = None if path is None else path[i + 1]
+            pair = (now, float(power))
+            population, acceptance, _, size = self.step(population, _MOST_STEPS + 2 + i, pair, here, first)
             acceptances.append(np.asarray(acceptance))
             sizes.append(float(size))
             now = float(power)
@@ -225,12 +255,13 @@ def _step(
     powers: tuple[Array, Array],
     scales: Scales,
     population: _Population,
+    first: Scored | None,
 ) -> tuple[_Population, Array, Array, Array]:
     _, axes, moves, num_runs, num_particles, threshold, scheme, num_moves = static
     target = _target(static, params, beta)
     old, new = powers
 
-    def one(key: PRNGKey, population: _Population) -> tuple[_Population, Array, Array, Array]:
+    def one(key: PRNGKey, population: _Population, first: Scored | None) -> tuple[_Population, Array, Array, Array]:
         particles, log_weights, log_z = population
         # The first step leaves λ = 0, where a weight of 0 has no say yet.
         gain = jnp.where(particles.w == -jnp.inf, -jnp.inf, (new - old) * particles.w)
@@ -239,21 +270,67 @@ def _step(
         poor = size < threshold * num_particles
         everyone = jnp.broadcast_to(jnp.arange(num_particles, dtype=jnp.int32)[:, None], log_weights.shape)
         parents = jnp.where(poor, ancestors(fold_in(key, 0), log_weights, scheme), everyone)
+        parents = parents if first is None else parents.at[0].set(0)
         log_z = jnp.where(poor, log_z + log_mean(log_weights), log_z)
         log_weights = jnp.where(poor, 0.0, log_weights)
         sites = {name: gather(x, parents, axes[name], target.shape) for name, x in particles.sites.items()}
         particles = Scored(sites, *(jnp.take_along_axis(x, parents, 0) for x in (particles.log_q, particles.w)))
-        acceptance = rates = jnp.ones(log_weights.shape[-1])
-        for i in range(num_moves):
-            own = fold_in(key, 1 + i)
-            if "independence" in moves.names:
-                particles, acceptance = independence(fold_in(own, 0), target, particles, new)
-            if "gibbs" in moves.names:
-                particles = gibbs(fold_in(own, 1), target, moves.finite, particles, new)
-            if "hmc" in moves.names:
-                particles, rates = hamiltonian(fold_in(own, 2), target, moves.smooth, particles, new, scales)
+        particles, acceptance, rates = _moved(key, target, particles, new, scales, moves, num_moves)
+        if first is not None:
+            particles = _with_first(particles, first, 0)
         return _Population(particles, log_weights, log_z), acceptance, rates, size.min()
 
     keys = split(fold_in(key, number), num_runs, None)
-    population, acceptance, rates, size = jax.vmap(one)(keys, population)
+    population, acceptance, rates, size = jax.vmap(one)(keys, population, first)
     return population, acceptance.mean(0), rates.mean(0), size.min()
+
+
+def _moved(
+    key: PRNGKey,
+    target: Target,
+    particles: Scored,
+    power: Array,
+    scales: Scales,
+    moves: _Moves,
+    num_moves: int,
+    *,
+    backward: bool = False,
+) -> tuple[Scored, Array, Array]:
+    """Apply all moves, or backward their reversal: each is reversible, so only their order changes."""
+    acceptance = rates = jnp.ones(particles.w.shape[-1])
+    order = [(i, name) for i in range(num_moves) for name in ("independence", "gibbs", "hmc") if name in moves.names]
+    for i, name in reversed(order) if backward else order:
+        own = fold_in(fold_in(key, 1 + i), ("independence", "gibbs", "hmc").index(name))
+        if name == "independence":
+            particles, acceptance = independence(own, target, particles, power)
+        elif name == "gibbs":
+            particles = gibbs(own, target, moves.finite[::-1] if backward else moves.finite, particles, power)
+        else:
+            particles, rates = hamiltonian(own, target, moves.smooth, particles, power, scales)
+    return particles, acceptance, rates
+
+
+@partial(ClosureJit, name="temper_back")
+def _step_back(
+    static: Any, params: Params, beta: Any, key: PRNGKey, number: Array, power: Array, scales: Scales, reference: Scored
+) -> Scored:
+    _, _, moves, num_runs, *_, num_moves = static
+    target = _target(static, params, beta)
+
+    def one(key: PRNGKey, particles: Scored) -> Scored:
+        return _moved(key, target, particles, power, scales, moves, num_moves, backward=True)[0]
+
+    moved: Scored = jax.vmap(one)(split(fold_in(key, number), num_runs, None), reference)
+    return moved
+
+
+@partial(ClosureJit, name="temper_scores")
+def _scores(static: Any, params: Params, beta: Any, sites: dict[str, Array]) -> Scored:
+    return Scored(sites, *jax.vmap(jax.vmap(_target(static, params, beta).score))(sites))
+
+
+def _with_first(particles: Scored, first: Scored, axis: int) -> Scored:
+    """Put a reference in the place of particle 0 along an axis."""
+    index = (slice(None),) * axis + (slice(0, 1),)
+    replaced: Scored = jax.tree.map(lambda x, y: jnp.asarray(x).at[index].set(y), particles, first)
+    return replaced

@@ -83,7 +83,7 @@ class ExactTwist:
         """Lay out everything that tells states apart as [states, contexts, numbers]."""
         leaves = [(before[name], axes) for name, axes in sorted(self.before.items())]
         leaves += list(zip(jax.tree.leaves(carry), self.carry_axes, strict=True))
-        return [_by_context(jnp, x, axes, self.shape) for x, axes in leaves]
+        return [by_context(x, axes, self.shape) for x, axes in leaves]
 
     def __call__(self, step: Array, carry: Any, before: Mapping[str, Array]) -> Array:
         """Look a state up; nan for one that the table does not have."""
@@ -104,11 +104,11 @@ def _padded(rows: Any, number: int, value: float) -> np.ndarray:
     return np.pad(np.asarray(rows), [(0, number - len(rows)), *((0, 0),) * (rows.ndim - 1)], constant_values=value)
 
 
-def _by_context(xp: Any, value: Any, axes: Axes, shape: tuple[int, ...]) -> Any:
+def by_context(value: Any, axes: Axes, shape: tuple[int, ...]) -> Array:
     """Lay out [rows, ...] as [rows, contexts, numbers], contexts flat."""
     own = [1 + axis for axis in axes if axis is not None]
-    moved = xp.moveaxis(value, own, range(1, 1 + len(own)))
+    moved = jnp.moveaxis(value, own, range(1, 1 + len(own)))
     sizes = [n if axis is not None else 1 for n, axis in zip(shape, axes, strict=True)]
     moved = moved.reshape(len(value), *sizes, -1)
-    full = xp.broadcast_to(moved, (len(value), *shape, moved.shape[-1]))
+    full = jnp.broadcast_to(moved, (len(value), *shape, moved.shape[-1]))
     return full.reshape(len(value), -1, moved.shape[-1])
