@@ -149,14 +149,26 @@ def smc(
     """
     program = freeze_program(policy, args, beta)
     options = ParticleOptions(num_particles, num_replications, resample_below, resampling, twist)
-    engine = _engine(program, proposal, form, options, (schedule, moves, num_moves))
+    engine = choose_engine(program, proposal, form, options, (schedule, moves, num_moves))
     return _run(key, program, engine, beta, num_replications)
 
 
-def _engine(
-    program: Programs, proposal: Any, form: Form, options: ParticleOptions, tempering: tuple[Any, Any, int]
+def choose_engine(
+    program: Programs,
+    proposal: Any,
+    form: Form,
+    options: ParticleOptions,
+    tempering: tuple[Sequence[float] | None, Sequence[KernelName] | None, int] = (None, None, 1),
 ) -> ParticleEngine:
-    """Choose what runs the particles, or say why nothing can."""
+    """Choose what runs the particles, or say why nothing can.
+
+    Args:
+        program: the frozen policy.
+        proposal: what draws particles; see `smc`, as for all that follows.
+        form: along time or temperatures.
+        options: of both forms.
+        tempering: the schedule, the moves and their number.
+    """
     structure = program.structure
     if nature := structure.names("environment"):
         raise EngineError(

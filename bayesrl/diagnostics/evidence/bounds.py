@@ -24,6 +24,7 @@ from bayesrl.diagnostics.evidence.by_known_optimum import (
     estimate_evidence,
 )
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
+from bayesrl.diagnostics.evidence.by_particles import bracket_by_particles
 from bayesrl.diagnostics.evidence.by_sampling import bracket_by_sampling, find_bounds, most_draws
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
@@ -37,7 +38,7 @@ from bayesrl.statistics.definitions import is_conditioned, is_control
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Params, PRNGKey
 
-type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
+type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "smc", "hindsight"]
 
 _DRAWN_NUMBERS = 4_000_000
 
@@ -69,7 +70,9 @@ def evidence(
     small, everything is exact. Otherwise draws of the fit and of the prior are pooled, and more are drawn
     until the answer is sharp or `num_samples` is reached. Markov's inequality then bounds log Z from below;
     the bound from above comes from a proven or given bound on the rewards, or from NUTS if all sites are
-    continuous. With environment sites the optimum is that of control: exact if finite, else bounded from
+    continuous. Particles (`method="smc"`) reach posteriors that neither draws of the fit nor of the prior do, and bound
+    log Z from above by runs that hold a draw of p*. With environment sites the optimum is that of control: exact if
+    finite, else bounded from
     above by an agent that knows nature's draws beforehand.
 
     Args:
@@ -219,7 +222,7 @@ class _Search:
         """Bracket one fit."""
         structure = programs.structure
         nature = structure.names("environment")
-        if nature and self.method in ("rejection", "importance", "nuts"):
+        if nature and self.method in ("rejection", "importance", "nuts", "smc"):
             raise EngineError(
                 f"method={self.method!r} would tilt environment site {nature[0]!r}, which is nature's; "
                 "use method='auto', 'enumeration' or 'hindsight'"
@@ -246,6 +249,10 @@ class _Search:
         found, sampled = self._sampled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
         # NUTS is right only asymptotically, so it comes last: when no reward bound gives an upper side.
         continuous = not any(structure[name].discrete for name in structure.actions)
+        if self.method == "smc":
+            bounds = find_bounds(programs, beta, self.reward_bound)
+            num = most_draws(self.num_samples, structure)
+            return bracket_by_particles(fold_in(key, 2), programs, params, beta, found, sampled, bounds, num)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
@@ -271,7 +278,7 @@ class _Search:
         """Bracket a mixture of restarts, from its draws."""
         programs = one._programs_for()
         nature = programs.structure.names("environment")
-        if nature or self.method in ("enumeration", "nuts", "hindsight"):
+        if nature or self.method in ("enumeration", "nuts", "smc", "hindsight"):
             what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"
             raise EngineError(
                 f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"

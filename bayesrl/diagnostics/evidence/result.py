@@ -28,7 +28,7 @@ from bayesrl.statistics.estimates import Estimate, Interval
 if TYPE_CHECKING:
     from bayesrl.exact.weighted_draws import WeightedDraws
 
-type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
+type Method = Literal["enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "known", "draws"]
 
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
@@ -38,6 +38,7 @@ _METHODS = {
     "rejection": "by rejection, whose draws are of p* itself",
     "importance": "by weighting draws",
     "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
+    "smc": "by particles: forward runs below, runs that hold a draw of p* above",
     "hindsight": "by hindsight: an upper bound with nature's draws fixed",
     "known": "by what is known of the problem",
 }

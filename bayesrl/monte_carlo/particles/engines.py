@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -150,18 +150,22 @@ class SequentialParticles:
     steps: TimeSteps
     params: Params
     size: ParticleOptions
+    _prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def run(
         self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
     ) -> tuple[ScoredDraws, np.ndarray]:
         """Run; see `ParticleEngine`."""
         structure = self.steps.programs.structure
-        plan = self._plan(beta)
-        if reference is not None:
-            # Only multinomial resampling leaves the others independent of the particle that must survive.
-            plan = replace(plan, scheme="multinomial")
         given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key), reference)
-        found = jax.device_get(_run((plan, self.size.num_replications), *given))
+        kind = (beta, reference is not None)
+        if kind not in self._prepared:
+            plan = self._plan(beta)
+            if reference is not None:
+                # Only multinomial resampling leaves the others independent of the particle that must survive.
+                plan = replace(plan, scheme="multinomial")
+            self._prepared[kind] = _run.prepare((plan, self.size.num_replications), *given)
+        found = jax.device_get(self._prepared[kind](*given))
         run, (draws, totals), weights = found
         check_filter(structure, self.size.num_particles, run.twists, run.sizes, first=-1)
         if not run.agrees.all():
