@@ -64,7 +64,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r".*\.(tolerance|learning_rate|noise|scale|prior_scale|reward_scale|temperature|clip|time_limit|seconds|mass"
      r"|length|a|b|\w+_mass|half_length)", "number", _REAL),
     (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
-     r"|unbounded|within_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
+     r"|unbounded|within_prior|starts_at_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
      r"|merge|mean|quasi)", "flag", {"True", "False"}),
     (r"control\.GymnasiumSource\.action_masks|control\.learn\.action_masks", "flag", {"False"}),
     (r"GPT2\.init\.key", "key", {"key", "old key", "words of a key"}),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 from scipy.special import logsumexp
 
 from bayesrl.compilation.random_keys import fold_in
@@ -14,18 +15,20 @@ from bayesrl.diagnostics.evidence.mixture_sample import target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
 from bayesrl.errors import EngineError
-from bayesrl.exact.weighted_draws import context_axes, gather_by_context
+from bayesrl.exact.weighted_draws import context_axes, gather_by_context, numpy_generator
 from bayesrl.monte_carlo.particles.engines import ParticleEngine, ParticleOptions
 from bayesrl.monte_carlo.rejection_sampling import rejection
 from bayesrl.monte_carlo.sequential_monte_carlo import choose_engine
 from bayesrl.statistics.estimates import Estimate, Interval, mean_of_draws
 from bayesrl.typing import Params, PRNGKey
 
-_SWEEPS = 12
-"""Conditional runs that a path goes through before it counts as a draw of p*; the first half warms up."""
+_SWEEPS = 32
+"""Conditional runs that a path goes through before it counts as a draw of p*; the first quarter warms up."""
 
 _MOST_PARTICLES = 512
 _MAX_RHAT = 1.1
+_FALSE_ALARMS = 1e-3
+_NOTHING = 1e-8
 _PILOT = 4
 _SPREAD = 1.0
 """Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
@@ -76,14 +79,14 @@ def bracket_by_particles(
     engine = _better_engine(fold_in(key, 0), programs, params, beta, num)
     forward = _run(fold_in(key, 1), engine, beta, num, None)
     exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples)
-    caveat, rhat = "", 1.0
+    caveat, met = "", True
     if exact is None:
-        exact, rhat = _chain(fold_in(key, 3), programs, engine, beta, num, forward)
+        exact, met = _chain(fold_in(key, 3), programs, engine, beta, num, forward)
         caveat = "the upper side is asymptotic: it rests on chains of conditional particles having reached all of p*"
     backward = _run(fold_in(key, 4), engine, beta, num, exact)
-    if rhat > _MAX_RHAT:
-        caveat = f"the chains of conditional particles have not met (R-hat {rhat:.2f}), so log Z has no upper side"
-    return _joined(programs, params, beta, found, sampled, forward, backward, caveat, has_upper=rhat <= _MAX_RHAT)
+    if not met:
+        caveat = "the chains of conditional particles have not met, so log Z has no upper side"
+    return _joined(programs, params, beta, found, sampled, forward, backward, caveat, has_upper=met)
 
 
 def _better_engine(key: PRNGKey, programs: Programs, params: Params, beta: float | None, num: int) -> ParticleEngine:
@@ -133,24 +136,32 @@ def _exact_draws(
 
 def _chain(
     key: PRNGKey, programs: Programs, engine: ParticleEngine, beta: float | None, num: int, forward: _Runs
-) -> tuple[dict[str, np.ndarray], float]:
-    """Walk one chain per run towards p* by conditional particles; return its last paths, and R-hat over the chains.
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Walk one chain per run towards p* by conditional particles; return its last paths, and whether chains have met.
 
     References:
         Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.5.
     """
-    from arviz_stats.base.array import array_stats
-
     structure = programs.structure
-    rng = np.random.default_rng(np.asarray(fold_in(key, 2**20), np.uint32).reshape(-1).tolist())
+    rng = numpy_generator(fold_in(key, 2**20))
     paths, trail = _one_of_each(rng, forward, structure), []
     for sweep in range(_SWEEPS):
         runs = _run(fold_in(key, sweep), engine, beta, num, paths)
         paths = _one_of_each(rng, runs, structure)
         trail.append(runs.log_z.mean(1))
-    values = np.stack(trail[_SWEEPS // 2 :], 1)  # [chains, sweeps]
-    rhat = float(array_stats.rhat(values, chain_axis=0, draw_axis=1)) if values.std() > 1e-6 else 1.0
-    return paths, rhat if math.isfinite(rhat) else 1.0
+    return paths, _have_met(np.stack(trail[_SWEEPS // 4 :], 1))
+
+
+def _have_met(values: np.ndarray) -> bool:
+    """Whether chains [chains, sweeps] agree (R-hat), and their mean over chains does not drift (a t-test)."""
+    chains, sweeps = values.shape
+    within, between = values.var(1, ddof=1).mean(), values.mean(1).var(ddof=1)
+    if within < _NOTHING:
+        return bool(between < _NOTHING)
+    rhat = math.sqrt((sweeps - 1) / sweeps + between / within)
+    drift = values[:, sweeps // 2 :].mean(1) - values[:, : sweeps // 2].mean(1)
+    t = abs(drift.mean()) / (drift.std(ddof=1) / math.sqrt(chains))
+    return bool(rhat < _MAX_RHAT and t < special.stdtrit(chains - 1, 1 - _FALSE_ALARMS / 2))
 
 
 def _one_of_each(rng: np.random.Generator, runs: _Runs, structure: Any) -> dict[str, np.ndarray]:
