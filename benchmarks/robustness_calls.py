@@ -57,6 +57,9 @@ CALLS: dict[str, Call] = {
     "bayesrl.log_density": lambda t: {"policy": bandit, "sites": {"arm": jnp.array(1)}, "beta": 1.0},
     "bayesrl.load_learning_problem": lambda t: {"name": "bernoulli_arms"},
     "bayesrl.load_problem": lambda t: {"name": "bernoulli_bandit"},
+    "bayesrl.constrain": lambda t: {"key": t.key, "policy": bandit, "targets": {"arm": 0.7}},
+    "bayesrl.smc": lambda t: {"key": t.key, "policy": bandit, "beta": 0.5, "num_particles": 4, "num_replications": 2},
+    "bayesrl.ReplayDraws": lambda t: {},
     "bayesrl.power": lambda t: {"policy": bandit, "alpha": 2.0},
     "bayesrl.rejection": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 4},
     "bayesrl.resume": lambda t: {"directory": t.run_folder, "policy": bandit, "progress": False},
@@ -164,7 +167,10 @@ CALLS: dict[str, Call] = {
     "rewards.sklearn_pipeline": lambda t: {"pipeline": Scorer(), "label": "yes"},
     "objectives.BestOfN": lambda t: {},
     "objectives.ClippedKL": lambda t: {},
+    "objectives.FDivergence": lambda t: {"generator": "reverse_kl"},
     "objectives.ForwardKL": lambda t: {},
+    "objectives.RegularizedReward": lambda t: {"regularizer": "chi_squared"},
+    "objectives.TrajectoryBalance": lambda t: {},
     "objectives.ReverseKL": lambda t: {},
     "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
     "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
@@ -219,7 +225,7 @@ RECORDS = (
 )  # fmt: skip
 """Trees of arrays: JAX rebuilds them from whatever it maps over them, so their constructors take anything."""
 GIVEN = (
-    "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult",
+    "ConstrainedPolicy", "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult",
     "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
 """Classes that only the library instantiates."""

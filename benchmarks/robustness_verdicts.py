@@ -61,11 +61,11 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r".*\.(force|\w+_reward|reward_bound|on_error|prior_mean|turning_point)", "number",
      {*_ANY_REAL, "array [3]", "array [0.5]", "[1]"}),
     (r".*\.(beta|start_beta)", "number", {*_FROM_ZERO, "array [3]", "array [0.5]", "[1]", "array of 2 × 2 × 2"}),
-    (r".*\.(tolerance|learning_rate|noise|scale|prior_scale|reward_scale|temperature|clip|time_limit|seconds|mass"
-     r"|length|a|b|\w+_mass|half_length)", "number", _REAL),
+    (r".*\.(tolerance|learning_rate|log_z_rate|noise|scale|prior_scale|reward_scale|temperature|clip"
+     r"|time_limit|seconds|mass|length|a|b|\w+_mass|half_length)", "number", _REAL),
     (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
-     r"|unbounded|within_prior|starts_at_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
-     r"|merge|mean|quasi)", "flag", {"True", "False"}),
+     r"|unbounded|within_prior|starts_at_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special"
+     r"|continues|special|recurrent|merge|mean|quasi)", "flag", {"True", "False"}),
     (r"control\.GymnasiumSource\.action_masks|control\.learn\.action_masks", "flag", {"False"}),
     (r"GPT2\.init\.key", "key", {"key", "old key", "words of a key"}),
     (r".*\.key", "key", {"key", "old key"}),

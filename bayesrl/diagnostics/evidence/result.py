@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from bayesrl.exact.weighted_draws import WeightedDraws
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "known", "draws"]
-
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
 
