@@ -90,6 +90,7 @@ def checker(hint: Any) -> Checker | None:
         return _SIMPLE[hint]
     if origin is not None:
         return _of_parts(origin, parts)
+    # `isinstance` fails for most protocols.
     if not isinstance(hint, type) or hint is object or getattr(hint, "_is_protocol", False):
         return None
     return _of_class(hint)
@@ -159,6 +160,7 @@ def _any_of(checks: Sequence[Checker | None]) -> Checker | None:
 def _one_of(choices: Sequence[Any]) -> Checker:
     listed = [repr(choice) for choice in choices]
     wanted = " or ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    # In Python 1 equals True, so the types must agree too.
     return _of(lambda value: any(isinstance(value, type(c)) and bool(value == c) for c in choices), wanted)
 
 
@@ -206,6 +208,7 @@ def _held(check: Checker | None) -> str:
     return "" if text is None else f" of which each is {text}"
 
 
+# No check accepts this, so each says what it wants.
 _NOTHING = type("Nothing", (), {})()
 
 

@@ -138,6 +138,7 @@ def _install(folder: str) -> None:
 
     for name, default, own in (
         ("jax_persistent_cache_min_compile_time_secs", 1.0, 0.0),
+        # 0 lets JAX raise the limit for some file systems, −1 does not.
         ("jax_persistent_cache_min_entry_size_bytes", 0, -1),
         # XLA's own GPU caches have no size limit, and add little to the compiled programs.
         ("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir", "none"),
@@ -151,10 +152,12 @@ def _install(folder: str) -> None:
     if not hasattr(made_by_jax, "ours"):
 
         def get_file_cache(path: str) -> Any:
+            # The user may have set another folder since, which JAX's own cache then serves.
             if Path(path) != _Used.folder or jax.config.jax_compilation_cache_check_contents:
                 return made_by_jax(path)
             return Entries(Path(path), _Used.max_bytes), path
 
+        # JAX has no public way to name another store, so this replaces the function that opens it.
         get_file_cache.ours = True  # type: ignore[attr-defined]
         compilation_cache.get_file_cache = get_file_cache
     public.reset_cache()  # JAX opens its cache only once; the next compilation opens it again
@@ -227,6 +230,7 @@ class Entries:
                     os.unlink(temporary)
             self._give_up(f"compiled programs cannot be kept in {self._path} ({error.strerror}); {_ELSEWHERE}")
             return
+        # Files of other processes count only when the folder is next read, in `_shrink`.
         self._size += len(content)
         if self._size > self.max_bytes:
             self._size = _shrink(self._path, self.max_bytes)

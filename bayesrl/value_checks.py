@@ -29,11 +29,13 @@ def is_under_jit() -> bool:
 def is_array(value: Any) -> bool:
     """Whether a value is a JAX array of numbers, not of keys."""
     jax = sys.modules.get("jax")
+    # The type of a key is written `key<...>`.
     return jax is not None and isinstance(value, jax.Array) and "key" not in str(value.dtype)
 
 
 def dtype_kind(value: Any) -> str:
     """Return the kind letter of a scalar's dtype or of a Python number; "" for anything else."""
+    # First of all, since to Python a bool is an int.
     if isinstance(value, bool | np.bool_):
         return "b"
     if isinstance(value, int):
@@ -42,6 +44,7 @@ def dtype_kind(value: Any) -> str:
         return "f"
     if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
         return ""
+    # To NumPy, bfloat16 and the 8-bit floats are of kind V.
     kind = str(getattr(value.dtype, "kind", ""))
     return "f" if "float" in str(value.dtype) else kind
 
@@ -63,6 +66,7 @@ def is_real(value: Any) -> bool:
     if is_traced(value):
         return True
     try:
+        # `isfinite` turns whole numbers into floats, and raises if they are too large for that.
         return bool(math.isfinite(value) and abs(value) <= LARGEST)
     except OverflowError:
         return False

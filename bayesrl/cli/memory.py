@@ -23,5 +23,6 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # a C library other than glibc
+    # Without mmap large blocks come from the arena, which keeps them; one arena, so that all threads share it.
     for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT)):
         mallopt(option, value)

@@ -56,6 +56,7 @@ class Interrupts:
             return
         if signal.SIGINT in heard:
             raise KeyboardInterrupt
+        # Bytes of other signals must go, or the socket stays readable.
         self._pair[0].recv(len(heard))
 
     @property
@@ -81,6 +82,7 @@ class Interrupts:
         finally:
             self._listening = False
             signal.set_wakeup_fd(before)
+            # Empty the socket, or the next context would hear this Ctrl-C.
             with contextlib.suppress(BlockingIOError):
                 while True:
                     self._pair[0].recv(4096)
@@ -124,6 +126,7 @@ def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
     """
     # JAX logs every failure of a callback with its traceback, which the error itself shows already.
     logging.getLogger("jax._src.callback").addFilter(_is_news)
+    # JAX refuses to differentiate through a callback.
     held = jax.lax.stop_gradient(args)
     shapes, tree = jax.tree.flatten(shape_dtype)
     call = _Call(tree, tuple((tuple(shape.shape), np.dtype(shape.dtype)) for shape in shapes))
@@ -169,6 +172,7 @@ def _handle(fn: Callable[..., Any]) -> np.ndarray:
     _recent.append(held)
     for holder in _holders:
         holder.append(held)
+    # An array and not a number: the canonical form would leave 1 and 2 in the program.
     return np.asarray([number], np.int32)
 
 

@@ -61,6 +61,7 @@ class _Form:
 
     def program(self, jaxpr: Jaxpr, *, lift: bool) -> tuple[Any, ...]:
         if (known := self._known.get((id(jaxpr), lift))) is not None:
+            # `evaluate_jaxpr` takes the numbers of a program anew at each place where it stands.
             self.fillings += known[1]
             encoded: tuple[Any, ...] = known[0]
             return encoded
@@ -231,4 +232,5 @@ def _rebuild(eqn: Any, fillings: Iterator[Any], inputs: list[Any]) -> list[Any]:
             chosen: list[Any] = lax.switch(inputs[0], runs, *inputs[1:])
             return chosen
         case _:
+            # Calls, and functions with derivatives of their own, are run in place: nothing differentiates them here.
             return runs[0](*inputs)

@@ -147,6 +147,7 @@ class _Program:
         def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
             return evaluate_jaxpr(jaxpr, consts, fillings, *leaves)
 
+        # JAX and its profiler name the program after the function.
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
         self.jitted = jax.jit(run, compiler_options=None if level is None else {_LEVEL: level})
@@ -231,6 +232,7 @@ def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...
     leaves, tree = jax.tree.flatten(args)
     if read is None or has_tracers(leaves):
         return make()
+    # `make` is a new closure each time, so its name stands for the analysis; a random key in it does not count.
     key = (make.__qualname__, id(program), tree, tuple(id(leaf) for leaf in leaves))
     if key not in read:
         read[key] = make(), program, leaves  # keep references, so that no other object gets their addresses

@@ -48,6 +48,7 @@ def _derived(words: tuple[Any, Any], counter: Any, purpose: np.uint32) -> tuple[
 
 def _seed(seed: Any) -> Any:
     seed = lax.convert_element_type(seed, np.uint32)
+    # Zeros times the seed have its shape, if it is a batch of seeds.
     return _stacked(_derived((seed, np.uint32(0) * seed), np.uint32(0) * seed, _SEED))
 
 
@@ -92,6 +93,7 @@ def key_from_seed(seed: int) -> PRNGKey:
     """Return the key of `jax.random.key`; for the default generator this compiles nothing."""
     if jax.config.jax_default_prng_impl != _DEFAULT or not 0 <= seed < 2**32:
         return jax.random.key(seed)
+    # Threefry makes a key of the seed's high word and its low word.
     words: Any = np.array([0, seed], np.uint32)
     return jax.random.wrap_key_data(words, impl=_DEFAULT)
 
@@ -128,6 +130,7 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
     if first is not None and jax.random.key_impl(key) == _HASH:
         return wrap_key_data(_split(jax.random.key_data(key), (num,), first))
     if first is not None:
+        # `jax.random.split` can only start at 0.
         return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
     words = _on_host(key)
     if words is None:

@@ -93,9 +93,11 @@ class ActorCritic(Objective):
         info = info_from_draws(draws, programs, beta, value.shape[:-1])
         metrics = {
             "critic_error": jnp.sqrt(error),
+            # KL(behaviour ‖ q): the behaviour drew these actions, so they need no weights.
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
         }
         # The loss has the value −J/β, and the gradient of `gradient`.
+        # The critic's error over β² has no unit, as J/β has none.
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(metrics))
@@ -108,16 +110,19 @@ class ActorCritic(Objective):
         if self.reference == "prior":
             total = (rewards + beta * (draws.log_prior["action"] - draws.log_q["action"])) / divisor
         else:
+            # Unlike `log_q`, scores and the behaviour's density do not carry γᵗ, so nothing is divided out.
             total = rewards / divisor + beta * (draws.log_behaviour["action"] - draws.scores["action"])
         return lax.stop_gradient(jnp.where(weight > 0, total, 0.0))
 
     def _advantages(self, cost: Array, value: Array, go_on: Array, kept: Array, counts: Array) -> Array:
         """Compute A_t, [particles, time]; zero at steps that do not count."""
+        # Nothing follows the last row: either it does not count, or the episode really ends there.
         following = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], -1)
         delta = cost + go_on * following - value
 
         def back(later: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
             delta, go_on, kept, counts = now
+            # Where counts are 0, as at a reset, the carry is 0, so no trace runs from one episode into the next.
             own = counts * (delta + self.trace * go_on * later)
             return kept * own, own
 

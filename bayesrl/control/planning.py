@@ -124,6 +124,7 @@ def _read_policy(mdp: TabularMDP, policy: Any) -> np.ndarray:
         shapes.append((mdp.horizon, *shapes[0]))
     if probs.shape not in shapes:
         raise ControlError(f"policy has shape {probs.shape}; use {' or '.join(map(str, shapes))}")
+    # Not `>=`: nan, which no comparison holds for, has to count as bad.
     bad = (probs < 0).any(-1) | ~(np.abs(probs.sum(-1) - 1) < 1e-6)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -197,6 +198,7 @@ class _Tables:
         for _ in range(_MAX_NEWTON):
             new = self._policy_value(probs, beta)
             moved, size = np.abs(new - value).max(), np.abs(new).max()
+            # Such values mean that a step ends the episode with a chance near rounding error, or less.
             if self.mdp.discount == 1 and size > _UNBOUNDED * max(self.most, beta):
                 raise self._unbounded_error(beta)
             value, probs = new, self.soften(self.look_ahead(new), beta)[1]
@@ -242,10 +244,12 @@ class _Tables:
             found = [_krylov(*one) for one in wanted]
             if all(x is not None for x in found):
                 return np.stack(found[: columns.shape[1]], 1), np.asarray(found[-1])  # type: ignore[arg-type]
+            # Later systems are those of other policies in the same process, so Krylov steps would likely fail again.
             self.direct = True
         # Rows are diagonally dominant: no pivots are needed, and an ordering for symmetric patterns fits.
         options = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
         factors = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", **options)
+        # Without `visited`, the second solution has no meaning, and callers drop it.
         return factors.solve(columns), factors.solve(wanted[-1][1], trans="T")
 
     def evaluate(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -334,12 +338,14 @@ def _bicgstab(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
         left = inner(residual, residual)
         if left <= 1e-20 * first:
             return found
+        # What has not fallen a thousandfold in a third of the steps would not get there: leave it to factors.
         if not np.isfinite(left) or (step == _KRYLOV_STEPS // 3 and left > 1e-6 * first):
             break
         image = system @ direction
         alpha = rho / inner(shadow, image)
         half = residual - alpha * image
         half_image = system @ half
+        # If the half step already solves the system, this is 0/0.
         omega = inner(half_image, half) / max(inner(half_image, half_image), 1e-300)
         found = found + alpha * direction + omega * half
         residual = half - omega * half_image
@@ -358,6 +364,7 @@ def _kl_by_state(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
         log_ratio = np.log(probs) - np.log(prior)
         near = prior * (log_ratio * np.exp(log_ratio) - np.expm1(log_ratio))
         terms = np.where(np.abs(log_ratio) < 1, near, probs * (log_ratio - 1) + prior)
+    # At π = 0 the term is π₀·(0 − 0 + 1).
     terms = np.where(probs > 0, terms, prior)
     return np.asarray(terms.sum(-1))
 

@@ -140,6 +140,7 @@ class ObservationPolicy(AutoGuide):
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(fold_in(key, index), value.shape, value.dtype)
             last = name.startswith("action$") and ("out" in name or name == "action$table")
+            # An output sums over its inputs, so the noise of each weight shrinks with their number.
             fan = value.shape[-1] if "weight" in name and value.ndim > 1 else 1
             result[name] = value + noise / math.sqrt(fan) if last else value
         return result
@@ -240,6 +241,7 @@ def _declare_network(
     """Declare a tanh network whose last layer is zero; without hidden layers it is a linear map."""
     layers, narrow = [], features.size
     for index, wide in enumerate(hidden):
+        # NumPyro calls a function (with a key, `_`) only where no value is given, so steps factorise no matrix.
         start = partial(_orthogonal, fold_in(key, index), wide, narrow)
         weight = numpyro.param(f"{name}$layer{index}.weight", start)
         layers.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))

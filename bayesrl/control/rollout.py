@@ -119,6 +119,7 @@ class Rollout(EpisodeProgram):
         def step(carry: tuple[Any, Array], time: Array) -> tuple[Any, tuple[Array, Array]]:
             state, alive = carry
             choice = choose(self.environment.observe(state), time)
+            # After the end, draws go on; masked, they have no density, and so no share in the KL or in gradients.
             with handlers.mask(mask=alive):
                 action = numpyro.sample("action", choice.action)
                 outcome = self.environment.step(state, action)

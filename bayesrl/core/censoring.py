@@ -112,6 +112,7 @@ class CensoredBeta(Censored):
         a, b = self.concentration1, self.concentration0
         low, high = value < LEAST, value > 1 - NEAREST_ONE
         inside = jnp.where(low | high, 0.5, value)
+        # At either end the factor of the other end is 1 up to rounding, and is left out.
         parts = jnp.where(low, a * _LOG_LEAST - jnp.log(a), (a - 1) * jnp.log(inside))
         parts = jnp.where(
             high, b * _LOG_NEAREST - jnp.log(b), parts + jnp.where(low, 0.0, (b - 1) * jnp.log1p(-inside))

@@ -74,6 +74,7 @@ def log_density(policy: Program, sites: SiteArrays, *args: Any, beta: Beta | Non
     if missing:
         raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
     programs = Programs(policy, None, structure, args, {})
+    # All sites have values; the key is only for mini-batches whose indices were not given.
     draws = jax.tree.map(lambda x: x[0], programs.draw(key_from_seed(0), {}, 1, values=sites))
     shape = structure.context_shape
     parts = {name: getattr(draws, name) for name in ("log_prior", "log_nature", "log_likelihood", "rewards")}

@@ -79,6 +79,7 @@ class SharedKeys(Messenger):
     def __init__(self, fn: Program, key: PRNGKey, names: Iterable[str]) -> None:
         super().__init__(fn)
         self.key = key
+        # By sorted name, so that a site has the same key in policy and guide, wherever it stands.
         self.names = {name: index for index, name in enumerate(sorted(names))}
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -113,6 +114,7 @@ class full_data(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
         """Set a plate's value to all of its indices."""
         if msg["type"] == "plate" and msg["value"] is None:
             size, _ = msg["args"]
+            # NumPyro warns if the size of a mini-batch in args is not that of the value.
             msg["args"] = (size, None)
             msg["value"] = jnp.arange(size)
 
@@ -125,6 +127,7 @@ class IntoScans(Messenger):
         if msg["type"] == "control_flow":
             self.enter_scan(msg)
         elif not msg.get("_control_flow_done"):
+            # Not the stacked sites that follow a scan: they were met one by one inside of it.
             self.process_site(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -254,6 +257,7 @@ class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
         mark = msg["infer"].get(MARK)
         if mark == "reward":
             maker = msg["infer"].get(_MADE_BY)
+            # `finish_site` sends the reward through all handlers, so it comes by here as well.
             if maker == id(self):
                 return
             if maker is not None:
@@ -279,6 +283,7 @@ class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
         inside = {log_prob.ndim + frame.dim for frame in frames}
         others = [axis for axis in range(log_prob.ndim) if axis not in inside]
         depth = max((-frame.dim for frame in frames), default=0)
+        # A reward must have exactly the shape of its plates.
         total = log_prob.sum(others, keepdims=True)
         total = total.reshape(total.shape[total.ndim - depth :])
         with SiteHooks(self._sign):

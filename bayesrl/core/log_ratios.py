@@ -85,6 +85,7 @@ def largest_term(fn: Any, value: Any) -> Array | None:
         return None
     if counts:
         sizes.append(jnp.abs(jnp.asarray(value, jnp.result_type(float))))
+    # gammaln grows only from 1.46 on, so start at 2: then the greatest number has the greatest term.
     return jnp.abs(gammaln(reduce(jnp.maximum, sizes) + 2.0))
 
 
@@ -121,6 +122,7 @@ def _log_quotient(one: Any, other: Any) -> Array:
     """log(a/b), accurate where a is near b, because a − b is then exact."""
     quotient = (one - other) / other
     near = jnp.abs(quotient) < 0.5
+    # The inner `where` keeps log1p in its domain where its branch is discarded, or the gradient would be nan.
     return jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log(one) - jnp.log(other))
 
 
@@ -138,6 +140,7 @@ def _softplus_difference(before: Array, after: Array) -> Array:
     """log(1 + e^a) − log(1 + e^b), accurate where a is near b."""
     apart = before - after
     near = jnp.abs(apart) < 0.5
+    # (1 + eᵃ) / (1 + eᵇ) = 1 + (eᵃ⁻ᵇ − 1)·σ(b)
     small = jnp.log1p(jnp.expm1(jnp.where(near, apart, 0.0)) * jax.nn.sigmoid(after))
     return jnp.where(near, small, jax.nn.softplus(before) - jax.nn.softplus(after))
 
@@ -189,6 +192,7 @@ def log_prior_ratio(
     if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
         return None, None
     plain = prior.scale is None and guide.scale is None
+    # Only a factor that both share can be taken out of the difference; traced ones cannot be compared.
     if not (plain or _are_one(prior.scale, guide.scale)):
         return None, None
     found = log_ratio(prior.fn, guide.fn, guide.value)

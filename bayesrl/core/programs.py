@@ -200,6 +200,7 @@ class Programs:
         if values:
             program = handlers.substitute(program, data=dict(values))
         if shared_key is not None:
+            # Outer handlers act later: by now the held sites have their values, and take no key.
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
         return trace_program(FoldedKeys(program, dummy_key() if key is None else key), *self.args)
 
@@ -230,6 +231,7 @@ class Programs:
             own = self.constrain(params) if self.learned else {}
             policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
             if shared_key is not None:
+                # The guide may leave nature out, and the policy then draws it.
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
             own_key = dummy_key() if key is None else key
             scored = trace_program(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
@@ -318,6 +320,7 @@ def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params,
     """Return the parameters that a program declares, unconstrained, and their transforms."""
     values, declared = _declared(key, program, args)
     transforms = {name: biject_to(found) for name, found in declared.items() if found is not constraints.real}
+    # NumPy alone would make a Python number float64.
     typed = jax.tree.map(lambda x: x if isinstance(x, Array) else np.asarray(x, jnp.result_type(x)), values)
     inside = {name: typed.pop(name) for name in transforms}
     if inside:

@@ -69,6 +69,7 @@ def _draws_from_any(msg: dict[str, Any]) -> bool:
         kind = type(fn)
         if kind.__module__.split(".")[0] not in ("numpyro", "bayesrl") or any(x in kind.__name__ for x in _COUNTS):
             return False
+        # Wrappers and mixtures hold distributions, which draw too.
         held = [x for part in vars(fn).values() for x in (part if isinstance(part, list | tuple) else (part,))]
         parts += [part for part in held if isinstance(part, Distribution)]
     return True
@@ -88,6 +89,7 @@ class QuickDraws(Messenger):
             msg["value"] = draw_subset(key, *msg["args"])
             return
         fn = msg["fn"].base_dist if type(msg["fn"]) is MaskedDistribution else msg["fn"]
+        # Its exact type, because a subclass may draw otherwise.
         if type(fn) is CategoricalLogits and not msg["kwargs"].get("sample_shape"):
             msg["value"] = draw_category(key, fn.logits)
 

@@ -98,6 +98,7 @@ class Structure:
         """
         scores = 4 * math.prod(self.context_shape)  # log π₀, log q, likelihood and reward of each context
         each = scores + sum(math.prod(site.shape) for site in self.sites if site.latent)
+        # A number of single precision takes four bytes.
         check_memory(4.0 * each * number, f"{number:,} draws of {each:,} numbers each", "ask for fewer", error)
 
     def check_complete(self, purpose: str, error: type[BayesRLError] = PolicyError) -> None:
@@ -157,6 +158,7 @@ class Structure:
     @property
     def width(self) -> int:
         """Roughly how many numbers one draw takes: its values, the work arrays of scoring them, and its totals."""
+        # Draws share observed values, but scoring these may take numbers of its own for each draw (`num_held`).
         drawn = sum(site.held for site in self.sites if site.latent or site.held > math.prod(site.shape))
         return drawn + 4 * math.prod(self.context_shape)
 
@@ -232,6 +234,7 @@ def _look(key: PRNGKey, policy: Program, given: tuple[Any, ...]) -> Structure:
     check_arguments(policy, args, "the policy", PolicyError)
     with explain_errors("the policy", PolicyError):
         trace, strays = trace_abstractly_twice(lambda: trace_program(FoldedKeys(Refusals(policy), key), *args))
+    # Inside a trace of the caller's own, its tracers are constants here too, and have not leaked.
     if strays and not has_tracers((key, args)):
         refuse_stray(strays[0])
     abstract_trace(key, policy, given, trace)  # caches the trace, so that the next caller need not run the program
@@ -269,6 +272,7 @@ def _site(site: TraceSite, known: FiniteSupport | None) -> Site:
         support=(known or finite_support(fn)) if discrete else None,
         event_dim=int(fn.event_dim) if latent else 0,
         recorded=latent and bool(getattr(fn, "recorded", False)),
+        # A mini-batch scales its sites as well; without one, the scale is a discount or another handler's.
         discounted=site.scale is not None and all(frame.size == frame.full_size for frame in site.frames),
         held=max(math.prod(shape), math.prod(fn.batch_shape) * int(fn.num_held) if hasattr(fn, "num_held") else 0),
     )

@@ -80,6 +80,7 @@ def edge_interval(support: Any) -> EdgeInterval | None:
     if not (isinstance(lower, int | float) and isinstance(upper, int | float)):
         return None
     far = upper - lower
+    # Numbers near an end lie eps·|end| apart. The logit of so small a share of the interval is nearly its log.
     low, high = (_UNITS * _EPS * abs(end) / far for end in (lower, upper))
     return (math.log(low) if low > 0 else _LOWEST), (-math.log(high) if high > 0 else -_LOWEST)
 
@@ -178,6 +179,7 @@ def summarize_prior_draws(
             }
             return shares, {name: _coordinates(sites[name].fn, sites[name].value) for name in lying}
 
+        # In batches, because all draws of a large program at once might fill memory.
         shares, places = jax.lax.map(one, keys, batch_size=128)
         return {name: share.sum() for name, share in shares.items()}, {
             # Least, lower quartile, median, upper quartile and greatest of each column, [5, N].
@@ -186,6 +188,7 @@ def summarize_prior_draws(
         }
 
     counts, quantiles = closure_jit(count, name="edges")(split(key, NUM_DRAWS))
+    # A draw counts by the share of its elements at the edge, so the sums are fractions.
     found = {name: int(np.ceil(float(counts[name]))) for name in ends}
     edges = {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
     return edges, {name: _lie(np.asarray(place, float)) for name, place in quantiles.items()}
@@ -206,6 +209,7 @@ def _coordinates(fn: Any, value: Any) -> Array:
 def _lie(quantiles: np.ndarray) -> PriorSpread:
     low, lower, centre, upper, high = np.clip(np.nan_to_num(quantiles), -1e30, 1e30)
     width = (upper - lower) / 1.349  # of a normal distribution this is the standard deviation
+    # A width within rounding of the centre says nothing; others divide by it, so take 1.
     return PriorSpread(centre, np.where(width > np.abs(centre) * _EPS + 1e-30, width, 1.0), low, high)
 
 

@@ -89,6 +89,7 @@ class _TraceHandler(Messenger):
         elif msg["type"] == "plate":
             self.plates[msg["name"]] = (int(msg["args"][0]), msg["value"])
         elif msg.get("_control_flow_done"):
+            # NumPyro sends the stacked sites of a scan after the scan itself, so they are of the last one counted.
             self.messages.append((msg, self.num_scans - 1, self.length))
         elif msg["type"] == "param":
             # Copy now: a plate around the parameter is about to replace the whole array by its mini-batch.
@@ -115,6 +116,7 @@ class _TraceHandler(Messenger):
                     f"plate {name!r} takes a new subsample at every step of a scan; write "
                     f"`plate = numpyro.plate({name!r}, ...)` before the scan and `with plate:` inside it"
                 )
+            # No handler outside the scan sees this plate, so note it here.
             self.plates[str(name)] = (int(size), jnp.arange(size))
 
 
@@ -136,6 +138,7 @@ def _seed_steps(msg: dict[str, Any], length: int) -> None:
             return FoldedKeys(body, own_key)(carry, x)
 
     msg["args"] = (seeded, init, (xs, split(key, length)), *rest)
+    # Without a key, NumPyro leaves it to us to seed the body.
     msg["kwargs"]["rng_key"] = None
 
 
@@ -178,6 +181,7 @@ def trace_abstractly(make: Callable[[], Trace]) -> Trace:
     Read only what JAX knows without values: names, kinds, plates, shapes, dtypes.
     """
     made: list[Trace] = []
+    # The trace leaves by a list, because a traced function may return arrays only.
     jax.make_jaxpr(lambda: _traced_values(made, make))()
     return made[0]
 
@@ -234,6 +238,7 @@ def trace_abstractly_twice(make: Callable[[], Trace]) -> tuple[Trace, list[str]]
 
 def _reading(make: Callable[[], Trace]) -> tuple[Trace, Reading]:
     made: list[Trace] = []
+    # Each reading would number the functions on the host anew, and then no two would agree.
     with comparable_callbacks():
         jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
     outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
@@ -244,6 +249,7 @@ def _traced_values(made: list[Trace], make: Callable[[], Trace]) -> dict[str, di
     made.append(make())
     return {
         name: {
+            # What is known without a run is compared directly, in `check_deterministic`.
             part: [leaf for leaf in jax.tree.leaves(getattr(site, part)) if isinstance(leaf, jax.core.Tracer)]
             for part in COMPARED_FIELDS
         }
@@ -304,6 +310,7 @@ def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:
     """Apply the scale that handlers gave a site."""
     if site.scale is None:
         return log_prob
+    # The scale has batch axes alone, and a distribution's own time comes after those.
     own_time = hasattr(site.fn, "log_prob_by_step")
     return log_prob * (jnp.asarray(site.scale)[..., None] if own_time else site.scale)
 
@@ -320,6 +327,7 @@ def per_context(values: Array, site: TraceSite, contexts: tuple[Frame, ...], *, 
         by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
     own = {frame.dim for frame in site.frames if frame.name in {context.name for context in contexts}}
     depth = max([-frame.dim for frame in contexts], default=0)
+    # Plates count their axes from the right, so a site outside some of them gets axes of size 1 on the left.
     by_time = by_time.reshape((1,) * max(depth + 1 - by_time.ndim, 0) + by_time.shape)
     batch = by_time.ndim - 1
     by_time = by_time.sum([axis for axis in range(batch) if axis - batch not in own], keepdims=True)

@@ -217,6 +217,7 @@ def explain_errors(role: str, error: type[BayesRLError]) -> Iterator[None]:
             "jnp.array(values)[draw] for list[draw], numpyro's scan for a loop, and jnp for float(), int() and np"
         ) from cause
     except NotImplementedError as cause:
+        # NumPyro has no error class for this, so go by its words.
         if "control flow primitive under a `plate`" not in str(cause):
             raise
         raise error(
@@ -257,6 +258,7 @@ def check_arguments(program: Program, args: tuple[Any, ...], role: str, error: t
         BayesRLError: of that class, naming what the program takes.
     """
     inner: Any = program
+    # A handler takes any arguments, so look at the program inside.
     while isinstance(inner, Messenger) and inner.fn is not None:
         inner = inner.fn
     try:
@@ -284,6 +286,7 @@ _LIBRARIES = tuple(
 def _line(error: BaseException) -> str:
     """Describe the line of the user's own code that an error came from."""
     found, trace = "", error.__traceback__
+    # Go on to the end: the innermost line of the user's code says most.
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if not name.startswith((*_LIBRARIES, "<frozen")) and Path(name).suffix in ("", ".py"):

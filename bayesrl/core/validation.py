@@ -97,6 +97,7 @@ def check_draws(
     values = {**draws.sites, **draws.plates} if looks else {}
     broken, outside, other_nature, mixed = closure_jit(check, name="check")(split_keys(key, 2), params, values)
     num_draws = len(totals.log_prior)
+    # First the nan densities, because a nan counts as outside of the support too.
     for name, bad in _counted(broken):
         raise PolicyError(
             f"site {name!r} of the policy has a parameter or density that is nan in {bad} of {num_draws} draws; "
@@ -146,6 +147,7 @@ def _look(key: PRNGKey, programs: Programs, params: Params, values: dict[str, Ar
         policy = handlers.substitute(
             programs.policy, data={**(programs.constrain(params) if programs.learned else {}), **values}
         )
+        # All sites have values, so the key draws nothing and may be the same for all draws.
         scored = trace_program(FoldedKeys(policy, key), *programs.args).sites
         broken, outside = {}, {}
         for name in programs.structure.actions:
@@ -219,6 +221,7 @@ def _interacting(axis: int, plate: Frame, programs: Programs, key: PRNGKey, para
         dims = [frame.dim for frame in site.frames if frame.name == plate.name]
         place = values.ndim - site.event_dim + dims[0] if dims else None
         mixed = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)
+        # A site outside the plate belongs to all of its elements, so both draws have it from the first.
         sites[name] = jnp.concatenate([one, other if dims else one, mixed])
     plates = {name: jnp.concatenate([indices, indices[:NUM_SWAPS]]) for name, indices in draws.plates.items()}
     scored = programs.score(params, draws._replace(sites=sites, plates=plates))

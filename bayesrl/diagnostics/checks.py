@@ -246,6 +246,7 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
             # R-hat divides by the spread within chains: rounding noise alone would look like disagreement.
             if np.ptp(lane) > 1e-6 * max(1.0, float(np.abs(lane).max())):
                 values.append(rank_rhat(np.asarray(lane)))
+    # Where no lane has any spread, the restarts draw the same.
     value = max((v for v in values if math.isfinite(v)), default=1.0)
     if value < RHAT:
         return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)

@@ -58,6 +58,7 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
     if not len(way):
         return TrainingTrend(np.nan, np.nan, plunged)
     # Each J is a mean over its chunk, so it belongs to the middle of the chunk.
+    # No chunk ends before the first one: take it to be as long as the second.
     begin = way[0] - (way[1] - way[0] if len(way) > 1 else way[0])
     middle = (np.concatenate([[begin], way[:-1]]) + way) / 2
     part = (middle - begin) / (way[-1] - begin)

@@ -190,6 +190,7 @@ def _weights(best: Posterior, found: Evidence | None) -> Check:
     num = weights.shape[len(best.batch_shape)]
     if best.programs is not None and best.programs.structure.names("environment"):
         return weights_check(math.nan, math.nan, num)
+    # Every β and restart counts as one more context, of which the worst is shown.
     by_draw = np.moveaxis(weights.reshape(-1, num, math.prod(weights.shape[len(best.batch_shape) + 1 :])), 1, 0)
     return weights_check(*worth_of(by_draw.reshape(num, -1)), num)
 

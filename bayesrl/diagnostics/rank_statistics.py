@@ -47,6 +47,7 @@ class Calibration(Displayable):
     @property
     def p_values(self) -> np.ndarray:
         """P-value of a test of uniformity for each quantity (ArviZ's `pot_c`), [quantity]."""
+        # Imported only here: ArviZ takes longer to import than a verdict takes.
         from arviz_stats.base.array import array_stats
 
         return np.asarray(array_stats.uniformity_test(self.pit, axis=0, method="pot_c")[0], float).reshape(-1)

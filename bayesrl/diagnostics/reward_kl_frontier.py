@@ -199,6 +199,7 @@ def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, nu
         estimate = whole.select(beta=float(beta)).estimate(fold_in(key, i), num).metrics[name]
         found.append([float(np.mean(part)) for part in estimate])
     mean, se = np.asarray(found).T
+    # Nothing bounds a metric, so there is no limit without its standard error.
     return Interval.normal(mean, se, math.inf)
 
 
@@ -259,6 +260,7 @@ def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl:
             continue
         allowed = z * broken.se + _NEGLIGIBLE * span + rounding
         with np.errstate(divide="ignore", invalid="ignore"):
+            # Errors differ from place to place, so the worst is that which most exceeds its own allowance.
             worst = int(np.argmax(np.nan_to_num(broken.amount / allowed, nan=0.0)))
         value, limit, place = float(broken.amount[worst]), float(allowed[worst]), int(broken.place[worst])
         outcome: Outcome = "pass" if value <= limit else "warn" if value <= limit + _SMALL * span else "fail"

@@ -108,10 +108,12 @@ def calibrate(
     def one(given: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
         own_key, theta, y = given
         draws = drawer(own_key, (y, *args))
+        # The truth is the first row of the batch, so that values equal to it score equally to the last bit.
         everything = {n: jnp.concatenate([theta[n][None], jnp.asarray(draws[n])]) for n in theta}
         values = jax.vmap(lambda sites: _quantities(program, structure, (y, *args), sites))(everything)
         return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0), jnp.isnan(values[1:]).any(0)
 
+    # Not one vmap: that would hold the fits to all data sets in memory at once.
     run = jax.jit(lambda given: jax.lax.map(one, given, batch_size=min(_AT_ONCE, num_replications)))
     below, equal, bad = (np.asarray(x) for x in run((split(run_key, num_replications), truth, data)))
     names = _names(structure)
@@ -124,6 +126,7 @@ def calibrate(
     rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
     # A tied value takes a random place among its equals, which keeps the rank uniform.
     ranks = below + rng.integers(0, equal, endpoint=True)
+    # A uniform number within each rank makes the ranks continuous, as the test of uniformity wants them.
     return Calibration(names, ranks, num_samples, (ranks + rng.random(ranks.shape)) / (num_samples + 1))
 
 

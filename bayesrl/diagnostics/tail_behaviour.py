@@ -35,6 +35,7 @@ def pareto_shape(log_weights: np.ndarray) -> float:
     """
     ordered = np.sort(np.asarray(log_weights, float))
     count = len(ordered)
+    # The lesser of S/5 and 3·√S, as Vehtari et al. choose the tail.
     size = int(3 * math.sqrt(count)) if count > 225 else count // 5
     if size < _LEAST_TAIL:
         return math.nan

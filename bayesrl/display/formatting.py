@@ -10,6 +10,7 @@ import numpy as np
 from bayesrl.statistics.estimates import Estimate, Interval
 
 UNKNOWN = "—"
+# Unicode's classes of characters that change the direction of text.
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
@@ -86,6 +87,7 @@ def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str,
     if math.isnan(value) or math.isnan(limit) or value == limit:
         return format_number(value, digits), format_number(limit, digits)
     for more in range(digits, 18):
+        # 17 digits tell any two doubles apart.
         texts = (format_number(value, more), format_number(limit, more))
         if texts[0] != texts[1]:
             break

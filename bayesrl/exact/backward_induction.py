@@ -76,6 +76,7 @@ def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray,
         # A distribution with a time axis of its own is one axis of the grid, whatever its steps.
         own = column[..., axis.step if column.shape[-1] > 1 else 0] if axis.scanned else column.sum(-1)
         raw = own.reshape(states, *sizes, contexts)
+        # The prior cannot read axes that come later, so the first element of those stands for all.
         first = (slice(None),) * (k + 2) + (slice(0, 1),) * (len(axes) - k - 1)
         log_prob, is_masked = _conditional(axis, raw[first].astype(float), here, k + 1)
         masked |= is_masked
@@ -187,6 +188,7 @@ def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple
     if any(axis.kind == "environment" for axis in axes):
         N = np.exp(stage.log_prob("environment")).reshape(full)
         with np.errstate(invalid="ignore"):
+            # A reward of −∞ that nature never lets happen would be 0·∞.
             M = np.where(N > 0, N * M, 0.0)
     hidden = tuple(1 + k for k, axis in enumerate(axes) if axis.hidden)
     if hidden:
@@ -202,7 +204,9 @@ def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = log_prior + np.where(N > 0, M / N, 0.0) / beta
             log_value = logsumexp(scores, axis=1 + k, keepdims=True)
+            # Where nothing is possible the policy stays the prior's, so that it still adds up to 1.
             log_policy = np.where(np.isfinite(log_value), scores - log_value, log_prior)
+            # Nature's later draws are summed out, so N no longer depends on the action but for rounding.
             N = N.max(1 + k, keepdims=True)
             M = np.where(N > 0, N * beta * log_value, 0.0)
         log_joint = log_joint + log_policy
@@ -221,6 +225,7 @@ def _seen(stage: ProgramStage, k: int) -> np.ndarray:
     for j in range(k):
         reach = reach & (stage.log_probs[j] > -np.inf)
     probability = np.exp(log_prior)
+    # −1 and 2 are no probabilities, so states that are never reached do not compare.
     high = np.where(reach, probability, -1.0).max(hidden, keepdims=True)
     low = np.where(reach, probability, 2.0).min(hidden, keepdims=True)
     if (high - low > MASS_TOLERANCE).any():
@@ -243,6 +248,7 @@ def marginals(stages: Sequence[ProgramStage], solution: Solution) -> list[np.nda
         if stage.following is not None:
             state = np.zeros((int(stage.following.max()) + 1, contexts))
             goes = stage.following >= 0
+            # `+=` would count only one of several assignments that lead to the same state.
             np.add.at(state, stage.following[goes], joint[goes])
     return result
 

@@ -170,6 +170,7 @@ def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramSta
         EngineError: elements of context plates interact.
     """
     structure = program.structure
+    # A fixed seed: any draws show whether contexts interact.
     rng = np.random.default_rng(0)
     prior = [stage.log_prob("action") + stage.log_prob("environment") for stage in stages]
     states, rows = sample_rows(stages, prior, rng, 16, alike=bool(shared_sites(structure)))
@@ -204,6 +205,7 @@ def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramSta
 
 
 def _same(one: Any, other: np.ndarray) -> bool:
+    # Scores are single precision, and stages add them along time in another order than a whole run.
     return bool(np.isclose(one, other, rtol=1e-3, atol=1e-3).all())
 
 
@@ -238,6 +240,7 @@ def _expect(
         for name in sorted(exact)
     }
     optimum: Any = evidence if beta is None else solution.value if other is not None else beta * evidence
+    # Rounding may put a KL of 0 a little below it.
     return evidence, Estimates(optimum, reward, np.maximum(kl, 0.0), metrics, None, other)
 
 

@@ -60,6 +60,7 @@ def evaluate_exactly(
         >>> round(float(evaluate_exactly(programs, {}, beta=1.0).objective), 6)  # the prior itself
         1.5
     """
+    # Parameters that the fit trained belong to the policy, so the prior is the policy with them.
     own = programs.constrain(params) if programs.learned else {}
     policy = handlers.substitute(programs.policy, data=own) if own else programs.policy
     program, params = beside_guide(freeze_program(policy, programs.args, beta), programs, params)

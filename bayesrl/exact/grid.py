@@ -114,6 +114,7 @@ def _axis(site: Site, step: int, contexts: tuple[Frame, ...]) -> Axis:
     event = np.shape(site.support[0])
     shape = shape[: len(shape) - len(event)]
     own = {frame.name for frame in site.frames}
+    # Plates count their axes from the right.
     where = tuple(len(shape) + f.dim if f.name in own else None for f in sorted(contexts, key=lambda f: f.dim))
     return Axis(site.name, site.kind, site.hidden, step, site.scan is not None, site.support, shape, where, event)
 
@@ -202,6 +203,7 @@ class SiteScores(NamedTuple):
 
 def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Trace:
     """Run a program with values for all its latent sites."""
+    # Every latent site has a value, so the key draws nothing.
     return trace_program(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
 
 

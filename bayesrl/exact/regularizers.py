@@ -54,6 +54,7 @@ _BY_NAME = {
     "chi_squared_kl": Regularizer(
         lambda t: (t - 1) ** 2 / 2 + xlogy(t, t) - t + 1,
         lambda t: 1 - t - np.log(t),
+        # wrightomega(x) solves t + log t = x.
         lambda v: wrightomega(1 - v),
         bounded=False,
         finite_at_zero=True,
@@ -177,6 +178,7 @@ def _ratios_of_mass_one(
             "regularizer='kl', or a prior that gives them more"
         )
     for _ in range(_MOST_HALVINGS):
+        # A bounded f has its root above 0, maybe by orders of magnitude: halve its logarithm. low·high may underflow.
         middle = np.sqrt(low) * np.sqrt(high) if regularizer.bounded else low + (high - low) / 2
         if ((middle <= low) | (middle >= high)).all():
             break
@@ -187,4 +189,5 @@ def _ratios_of_mass_one(
     above, below = (reference * more).sum(0) - 1, 1 - (reference * less).sum(0)
     share = np.clip(np.where(above + below > 0, below / (above + below), 1.0), 0.0, 1.0)
     mixed = np.where(share > 0, share * more, 0.0) + np.where(share < 1, (1 - share) * less, 0.0)
+    # The mass is 1 by now but for the last digit of λ, which dividing removes.
     return np.asarray(mixed / (reference * mixed).sum(0))

@@ -69,9 +69,11 @@ class PartialScan(Messenger):
         if self.mode == "step":
             t, carry = self.given
             now = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(jnp.asarray(x), t, 1), xs)
+            # NumPyro's order: body, carry, inputs, length, reverse.
             msg["args"] = (body, carry, now, 1, False)
         if self.mode == "finish":
             carry, outputs = self.given
+            # NumPyro does not run what has a value; its scans return ((length, key, carry), (sites, outputs)).
             msg["value"] = ((self.length, None, carry), (PytreeTrace({}), outputs))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -229,6 +231,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> tuple[list[ProgramStag
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
         spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
+        # The step is an array in the row, so it is traced, and one program serves all steps.
         scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
         stage = build_stage(inside, scores, reached, scan.programs.structure)
         stage, states, reached = _follow(stage, rows, carry)
@@ -252,6 +255,7 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
     def enter(args: tuple[Any, ...], row: Any) -> Any:
         window = PartialScan(scan.programs.policy, "enter")
         trace = _run_window(window, decode_assignment(before, row["prefix"]), args)
+        # The first carry may hold Python numbers; states have the dtypes of the last one.
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
         return score_trace(trace, scan.programs.structure, scan.before), carry
 
@@ -287,6 +291,7 @@ def _follow(stage: ProgramStage, rows: Any, carry: Any) -> tuple[ProgramStage, A
     # States are compared byte by byte; adding 0 makes −0 and 0 one state.
     signature = np.concatenate([(x + np.zeros((), x.dtype)).view(np.uint8) for x in columns], 1)
     _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
+    # NumPy 2.0 gives the inverse one more axis here than other versions do.
     inverse = inverse.reshape(-1)
     following = np.full(len(flat), -1)
     following[kept] = inverse

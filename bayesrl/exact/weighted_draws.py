@@ -207,6 +207,7 @@ def _with_shared(
     num, contexts = log_weights.shape
     columns = np.concatenate([np.asarray(sites[name]).reshape(num, -1) for name in shared], 1)
     _, group = np.unique(columns, axis=0, return_inverse=True)
+    # NumPy 2.0 gives the inverse one more axis here than other versions do.
     group = group.reshape(-1)
     mass = np.zeros((group.max() + 1, contexts))
     np.add.at(mass, group, np.exp(log_weights))

@@ -44,6 +44,7 @@ def stamped(content: bytes) -> bytes:
     found = _found(content)
     if found is None:
         raise ValueError("there is no stamp in the content")
+    # The digest has as many digits as the zeros in its place, so nothing moves.
     return content[: found.start(4)] + hashlib.sha256(content).hexdigest().encode() + content[found.end(4) :]
 
 

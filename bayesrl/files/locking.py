@@ -52,6 +52,7 @@ def _locked(folder: Path) -> int | None:
     path = folder / LOCK
     while True:
         try:
+            # A link under this name must not be followed, nor a pipe waited for.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             _check(path)
             descriptor = os.open(path, flags, 0o666)

@@ -53,6 +53,7 @@ def read_file(path: Path, *, most: int | None = None, linked: bool = False) -> b
         with os.fdopen(os.open(path, flags), "rb") as file:
             told = os.fstat(file.fileno())
             _check_plain(path, told, most)  # again, since the path may have changed in between
+            # One byte more than its size shows a file that grows.
             content = file.read(told.st_size + 1)
     except FileNotFoundError:
         if not linked or not path.is_symlink():

@@ -11,6 +11,7 @@ MOST_BYTES = 2**26
 DEEPEST = 60
 """Deepest nesting of objects and lists."""
 
+# Strings match too, so that brackets inside them do not count; even one without an end.
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 

@@ -148,6 +148,7 @@ class AutoTilt(AutoGuide):
             if name.endswith(TABLE):
                 result[name] = value + jax.random.normal(own_key, value.shape, value.dtype)
             elif name.endswith((f"{NETWORK}.skip.weight", f"{NETWORK}.out.weight")):
+                # A sum over so many inputs then has noise of about one; parameters are stored divided by _STEP.
                 scale = _STEP * jnp.sqrt(value.shape[-1])
                 result[name] = value + jax.random.normal(own_key, value.shape, value.dtype) / scale
             else:

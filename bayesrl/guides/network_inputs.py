@@ -64,6 +64,7 @@ class GuideInput:
     @property
     def num_codes(self) -> int:
         """Number of joint values; infinite ranges count as 0."""
+        # No table holds the values of more than 64 components; do not compute so huge a power.
         return len(self.range) ** self.width if self.range is not None and self.width <= 64 else 0
 
     @property
@@ -91,6 +92,7 @@ class GuideInput:
             low, high = self.range[0], self.range[-1]
             return 2.0 * (values - low) / max(high - low, 1.0) - 1.0
         moments = view.moments[self.moments]
+        # Moments pool the time steps, and an input of all steps has one group of components for each.
         repeat = self.width // len(moments.centre)
         centre, scale = jnp.tile(moments.centre, repeat), jnp.tile(moments.scale, repeat)
         return _soft_clip((values - centre) / scale)
@@ -121,6 +123,7 @@ def _index(values: Array, known: FiniteSupport) -> Array:
 
 def _soft_clip(x: Array) -> Array:
     size = jnp.abs(x)
+    # The inner maximum keeps the logarithm of 0, whose gradient is infinite, out of the discarded branch.
     beyond = _LINEAR_UP_TO * (1 + jnp.log(jnp.maximum(size, _LINEAR_UP_TO) / _LINEAR_UP_TO))
     return jnp.where(size <= _LINEAR_UP_TO, x, jnp.sign(x) * beyond)
 

@@ -170,6 +170,7 @@ def _table(
         # Without plate axes, the guide carries over to other contexts.
         candidates = [_table_plan(site, num_outputs, [], plates=False)]
     else:
+        # From rich to poor: all finite inputs, the carry alone, time and plates alone, and at last time alone.
         candidates = [_table_plan(site, num_outputs, sources) for sources in (finite, carried, [])]
         candidates += [_table_plan(site, num_outputs, [], plates=False)]
     for index, plan in enumerate(candidates):

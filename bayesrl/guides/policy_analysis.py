@@ -122,6 +122,7 @@ class _AnalysisHandler(IntoScans):
             with SiteHooks(self.process_site, self.finish_site):
                 new, y = body(carry, x)
             old = jax.tree.leaves(carry)
+            # Assigned and not appended, because JAX may trace the body more than once.
             self.sources[index] = [self._source(leaf, old) for leaf in jax.tree.leaves(new)]
             return new, (y, old)
 
@@ -171,6 +172,7 @@ def analyze_policy(
     probe = _AnalysisHandler(policy, structure, reaches)
     trace = trace_abstractly(lambda: trace_program(FoldedKeys(probe, key), *args))
     values = {site.name: trace.sites[site.name].value for site in structure.sites if site.latent}
+    # The values are tracers of a trace that has ended; only their shapes and dtypes may be read.
     latent = {name: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for name, x in values.items()}
 
     def leaves(values: dict[str, Array]) -> Any:
@@ -212,6 +214,7 @@ def _all_ranges(probe: _AnalysisHandler) -> list[list[FiniteSupport | None]]:
         flags = [_is(leaf, jnp.bool_) for leaf in leaves]
         new = [(0.0, 1.0) if flag else start for flag, start in zip(flags, initial, strict=True)]
         ranges: list[FiniteSupport | None] = []
+        # This ends: ranges only grow, and within the finitely many values of starts and supports.
         while new != ranges:
             ranges, new = new, []
             for source, own, flag in zip(sources, ranges, flags, strict=True):

@@ -73,6 +73,7 @@ def discontinuous_inputs(
         Names of the inputs that reach an output at all, and of those that reach one through a jump
         (a float comparison, rounding, an arg-max, a cast to integers).
     """
+    # JAX flattens a dictionary in the order of its sorted keys.
     inputs = [_Reached(frozenset({name})) for name in sorted(values)]
     outputs = _Discontinuities().run(jax.make_jaxpr(function)(values), inputs)
     reached = _Discontinuities().join([_Reached(), *outputs])

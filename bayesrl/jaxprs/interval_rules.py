@@ -82,6 +82,7 @@ def _pow(eqn: Any, x: list[Range]) -> Range | None:
     base, exponent = x
     if (base.lower < 0).any():
         return None
+    # With a base of at least 0, the power is monotone in each number, so the corners have its extremes.
     corners = [a**b for a in base for b in exponent]
     return nan_to_unbounded(np.minimum.reduce(corners), np.maximum.reduce(corners))
 
@@ -97,6 +98,7 @@ def _remainder(eqn: Any, x: list[Range]) -> Range:
     largest = size.upper
     if _integers(eqn):
         largest = np.where(size.lower > 0, size.upper - 1, np.inf)  # n % 0 is n
+    # The remainder has the sign of the dividend, unlike Python's.
     low = np.where(dividend.lower < 0, np.maximum(dividend.lower, -largest), 0.0)
     high = np.where(dividend.upper > 0, np.minimum(dividend.upper, largest), 0.0)
     unchanged = np.maximum(np.abs(dividend.lower), np.abs(dividend.upper)) < size.lower
@@ -114,11 +116,13 @@ def _cast(eqn: Any, x: list[Range]) -> Range:
 
 
 def _compared(always: RangeEnd, never: RangeEnd) -> Range:
+    # Truth is 1: a comparison that may go either way has the range from 0 to 1.
     return Range(always.astype(float), 1.0 - never)
 
 
 def _equal(eqn: Any, x: list[Range]) -> Range:
     (a, b), (c, d) = x
+    # Infinite ends stand for unknown numbers, which need not be equal.
     return _compared((a == b) & (c == d) & (a == c) & np.isfinite(a), (b < c) | (d < a))
 
 
@@ -244,6 +248,7 @@ def _look_up(eqn: Any, x: list[Range]) -> Range | None:
         return _whole(eqn, table, aval)
     offsets = np.array(list(product(*(range(int(n)) for n in counts)))).reshape(-1, len(columns))
     at = [np.minimum(c.lower + o.reshape(-1, *(1,) * c.lower.ndim), c.upper) for c, o in zip(columns, offsets.T)]  # noqa: B905
+    # Look up places, not values: JAX itself then clamps or fills in as in the program.
     places = np.arange(table.lower.size, dtype=np.int32).reshape(table.lower.shape)
     found = np.asarray(_read(eqn, places, at)).reshape(len(offsets), *aval.shape)
     if (found < 0).any():  # an index outside the table, for which JAX fills in a value
@@ -264,6 +269,7 @@ def _read(eqn: Any, places: RangeEnd, at: list[RangeEnd]) -> Any:
 def _whole(eqn: Any, table: Range, aval: Any) -> Range | None:
     """Return the hull of a table, or None if JAX may fill in a value from outside of it."""
     fills = eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
+    # By default floats are filled with nan, of which bounds say nothing, and integers with an extreme number.
     if not table.lower.size or (fills and not jnp.issubdtype(aval.dtype, jnp.floating)):
         return None
     return Range(np.full(aval.shape, table.lower.min()), np.full(aval.shape, table.upper.max()))
@@ -272,6 +278,7 @@ def _whole(eqn: Any, table: Range, aval: Any) -> Range | None:
 def _update(eqn: Any, x: list[Range]) -> Range:
     table, new = x[0], x[1] if eqn.primitive.name == "dynamic_update_slice" else x[2]
     lower, upper = new.lower.min(initial=np.inf), new.upper.max(initial=-np.inf)
+    # Where it writes is not known, so any element may be the old or the new one.
     return Range(np.minimum(table.lower, lower), np.maximum(table.upper, upper))
 
 
@@ -310,6 +317,7 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     "abs": _absolute,
     "max": lambda eqn, x: _most(*x),
     "min": lambda eqn, x: _least(*x),
+    # Its inputs are least, x, greatest.
     "clamp": lambda eqn, x: Range(*(np.minimum(np.maximum(x[1][i], x[0][i]), x[2][i]) for i in (0, 1))),
     "square": lambda eqn, x: _power(x[0], 2),
     "integer_pow": lambda eqn, x: _power(x[0], eqn.params["y"]) if abs(eqn.params["y"]) <= 8 else None,
@@ -320,6 +328,7 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     "tanh": _monotone(np.tanh),
     "logistic": _monotone(expit),
     "erf": _monotone(erf),
+    # At a half it may round away from 0 or to the even number, so allow both.
     "round": lambda eqn, x: Range(np.ceil(x[0].lower - 0.5), np.floor(x[0].upper + 0.5)),
     "floor": _monotone(np.floor),
     "ceil": _monotone(np.ceil),

@@ -81,6 +81,7 @@ class _Ranges(Interpreter[Range]):
         before, series = inputs[: num_consts + num_carries], inputs[num_consts + num_carries :]
         if length == 0:
             return [unbounded_range(var.aval) for var in eqn.outvars]
+        # One range over time for each input holds at all steps, however many.
         if length > _MOST_STEPS:
             outs = super().scan(eqn, [*before, *(Range(x.lower.min(0), x.upper.max(0)) for x in series)])
             stacked = [[np.broadcast_to(side, (length, *side.shape)) for side in out] for out in outs[num_carries:]]
@@ -127,4 +128,5 @@ def _rounded(found: Range, aval: Any, *, rough: bool) -> Range:
         return np.where(np.abs(result) > float(limits.max), np.where(result > 0, np.inf, -np.inf), result)
 
     low, high = outwards(lower, -1), outwards(upper, 1)
+    # A bound beyond the largest number leaves that number possible, since the value may just not have overflowed.
     return Range(np.where(low == np.inf, float(limits.max), low), np.where(high == -np.inf, float(limits.min), high))

@@ -51,6 +51,7 @@ class _DegreesOf(Interpreter[_Degrees]):
         name = eqn.primitive.name
         if name in _EQUALITIES:
             out = self.zero
+        # `slice(0)` is empty: operations without selectors are linear in all of their inputs.
         elif name in _LINEAR and not any(degrees[-1] for degrees in inputs[_SELECTORS.get(name, slice(0))]):
             out = self.join(inputs)
         elif name in _BILINEAR:
@@ -78,6 +79,7 @@ def input_degrees(
         values: point at which to trace it; only shapes and dtypes matter.
         counts_as: degrees of the inputs themselves; 1 by default.
     """
+    # The order in which JAX flattens a dictionary.
     names = sorted(values)
     own = [(counts_as or {}).get(name, 1) for name in names]
     inputs = [tuple(own[j] * (i in (j, len(names))) for i in range(len(names) + 1)) for j in range(len(names))]

@@ -118,6 +118,7 @@ def extract_adapter(
         arrays[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(leaf.up)
         ranks[name], alphas[name] = rank, leaf.factor * (math.sqrt(rank) if config.get("use_rslora") else rank)
     arrays |= _saved_arrays(model, config, set(ranks))
+    # PEFT has one rank and one α, with patterns for exceptions: the most frequent values leave the fewest.
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     settings = {
@@ -130,10 +131,13 @@ def extract_adapter(
         "base_model_name_or_path": base if base is not None else config.get("base_model_name_or_path"),
         "r": rank,
         "lora_alpha": _as_int(alpha),
+        # PEFT reads these names as regular expressions, and they hold dots.
         "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {re.escape(name): _as_int(value) for name, value in alphas.items() if value != alpha},
         "target_modules": _targets(set(ranks), set(names.values())),
+        # GPT-2 stores its weights transposed, and PEFT must know that to add U·D.
         "fan_in_fan_out": any(tensors[path].transposed for path in adapters),
+        # Trained weights need no start, and some values would make PEFT change the base.
         "init_lora_weights": True,
     }
     return settings, arrays
@@ -217,4 +221,5 @@ def _targets(adapted: set[str], modules: set[str]) -> list[str]:
 
 
 def _as_int(number: float) -> float | int:
+    # α is factor·rank, or factor·√rank, and rounding may leave it just beside a whole number.
     return round(number) if abs(number - round(number)) < 1e-9 else number

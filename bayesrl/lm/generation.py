@@ -62,6 +62,7 @@ def generate(
         given_slots[slot, lane] = np.asarray(given).reshape(-1, steps)
     tokens, mask = pad_prompts(prompts, guide.policy.model.config.max_length + 1 - steps)
     fixed = (as_hash_key(key), dict(params))
+    # Arrays rather than Python booleans, so that writing and scoring share one program.
     flags = (np.asarray(by_fit), np.asarray(given is not None))
     static = (guide.origin, guide.origin.policy)
     run, parts = None, []
@@ -69,6 +70,7 @@ def generate(
         rows = slice(first, first + at_once)
         at = prompt_of_slot[rows]
         batch = (tokens[at], mask[at], at, numbers[rows], given_slots[rows])
+        # Traced once: `_pack` makes all batches equally large.
         run = run or _generate.prepare(static, *fixed, *batch, *flags)
         parts.append(jax.device_get(run(*fixed, *batch, *flags)))
     whole = jax.tree.map(lambda *xs: np.concatenate(xs)[slot, lane].reshape(num, width, steps), *parts)
@@ -93,13 +95,16 @@ def _pack(index: np.ndarray, at_once: int, group: int) -> tuple[np.ndarray, np.n
     """
     num, width = index.shape
     prompt, number = index.reshape(-1), np.repeat(np.arange(num), width)
+    # Stable, so that completions of a prompt keep the order of their draws.
     order = np.argsort(prompt, kind="stable")
     counts = np.bincount(prompt) if prompt.size else np.zeros(1, int)
     slots = -(-counts // group)
     first = np.cumsum(counts) - counts
+    # Each completion's rank among those of its prompt.
     place = np.empty(prompt.size, int)
     place[order] = np.arange(prompt.size) - first[prompt[order]]
     slot, lane = (np.cumsum(slots) - slots)[prompt] + place // group, place % group
+    # At least one batch, so that no completions at all give arrays of the right shape too.
     total = max(-(-int(slots.sum()) // at_once), 1) * at_once
     prompt_of_slot, numbers = np.zeros(total, np.int32), np.zeros((total, group), np.int32)
     prompt_of_slot[slot], numbers[slot, lane] = prompt, number
@@ -160,6 +165,7 @@ def generate_and_score(
     rows = slots * group
     models = (ours.model, theirs.model)
     width = ours.prompt.shape[-1]
+    # One slot fewer than tokens: no model reads the last one.
     starts = [model.start(width + steps - 1) for model in models]
 
     def feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> Any:
@@ -174,6 +180,7 @@ def generate_and_score(
     chances, given_rows = uniforms.reshape(rows, steps), given.reshape(rows, steps)
 
     def choose(t: Array, hidden: list[Array], done: Array) -> tuple[Array, tuple[Array, ...]]:
+        # With a truncation `ours` holds the reference too, which decides what may follow, and needs its state.
         logits = ours._logits(hidden[:1] if ours.support_model is None else hidden), theirs._logits(hidden[1:])
         log_q, log_prior = (jax.nn.log_softmax(x, axis=-1) for x in logits)
         drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(given_rows.dtype)
@@ -195,6 +202,7 @@ def generate_and_score(
         token, scores = choose(t, [h[:, 0] for h in hidden], done)
         return t + 1, token, done | is_eos(token, ours.eos), list(caches), _record(columns, t, (token, *scores))
 
+    # Steps come first, so that each turn of the loop writes one contiguous row.
     blank = jnp.full((steps, rows), ours.pad, given_rows.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
     token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))
     columns = _record(blank, jnp.zeros((), jnp.int32), (token, *scores))
@@ -203,6 +211,7 @@ def generate_and_score(
         columns = lax.while_loop(goes_on, step, first)[-1]
     tokens, log_q, log_prior, kl = (x.T.reshape(slots, group, steps) for x in columns)
     counts = ours.text_mask(tokens)
+    # A given text with anything but padding behind its end is impossible, as in `log_prob`.
     behind = jnp.where(tokens == ours.pad, 0.0, -jnp.inf)
     log_q, log_prior = (jnp.where(counts, x, behind) for x in (log_q, log_prior))
     return ScoredTexts(tokens, log_q, log_prior, jnp.where(counts, kl, 0.0))

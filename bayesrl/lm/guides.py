@@ -148,6 +148,7 @@ class LoRA(AutoModelGuide):
         leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
         adapted = [
             self._with_path(jax.random.fold_in(key, index), jax.tree_util.keystr(path), leaf, factor)
+            # A path of one step leads to the head, which is not in a block.
             if is_linear(leaf) and len(path) > 1
             else leaf
             for index, (path, leaf) in enumerate(leaves)
@@ -159,6 +160,7 @@ class LoRA(AutoModelGuide):
         out, wide = linear.weight.shape
         rank = min(self.rank, out, wide)
 
+        # 1/√wide makes D·x about as large as x. NumPyro passes its own key, which depends on the order of sites.
         down = numpyro.param(f"model{name}.down", lambda _=None: jax.random.normal(key, (rank, wide)) / math.sqrt(wide))
         up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
         whole = linear.merge()  # an adapter of the reference stays part of the reference
@@ -198,6 +200,7 @@ def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
             "reference's tokenizer"
         )
     ours, theirs = (eqx.filter(model, eqx.is_array) for model in (policy.model, start.model))
+    # The structure holds static fields as well, and so the configuration.
     same = bool(jax.tree.structure(ours) == jax.tree.structure(theirs))  # type: ignore[operator]
     if not same or any(a.shape != b.shape for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)):
         raise GuideError(
@@ -210,5 +213,6 @@ def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
 
 def _width(params: Params) -> int:
     """Return the width of a model: the most common last axis of its matrices."""
+    # U has as many columns as the rank, which says nothing about the model.
     sizes = [int(value.shape[-1]) for name, value in params.items() if value.ndim >= 2 and not name.endswith(".up")]
     return max(sizes, key=sizes.count) if sizes else 1

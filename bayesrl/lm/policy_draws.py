@@ -41,6 +41,7 @@ def reward_values(
     parts: list[Reward] = []
     for reward in rewards.values():
         for _, part in _weighted_parts(reward):
+            # A part that several sums or metrics share is computed once.
             if part not in parts:
                 parts.append(part)
     shape, steps = index.shape, tokens.shape[-1]
@@ -92,6 +93,7 @@ def _compiled_values(
     prompt, prompt_mask = pad_prompts(prompts, _ANY_WIDTH)
     with host_errors():
         for first in range(0, max(len(index), 1), _REWARD_BATCH):
+            # The last batch repeats its last row, so that all batches share one program.
             rows = np.minimum(np.arange(first, first + _REWARD_BATCH), max(len(index) - 1, 0))
             own = index[rows], prompt[index[rows]], prompt_mask[index[rows]], tokens[rows], mask[rows]
             run = run or _reward_program.prepare((rewards, prompts.examples), *own)
@@ -143,6 +145,7 @@ class TextDraws:
         guide: Any = programs.guide
         prompts, given = guide.policy.resolve_prompts(*programs.args), np.asarray(sites[TEXT])
         index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
+        # Given texts draw nothing, so any key will do.
         texts = generate(jax.random.key(0), guide, params, prompts, index, given=given)
         return _scored(guide.policy, prompts, index, texts)[1]
 
@@ -163,7 +166,9 @@ class HostRewardDraws:
         policy, num = guide.policy, self.num_particles
         prompts = policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
+        # All particles answer one mini-batch, which the update then reads only once.
         index = np.broadcast_to(_draw_batches(key, 1, len(prompts), size), (num, size))
+        # A batch of exactly this shape has no empty slots, which is worth up to twice the usual rows.
         together = (size, num) if num * size <= 2 * max_rows(policy, prompts) else None
         texts = generate(key, guide, params, prompts, index, together=together)
         rewarded = reward_texts(policy, prompts, index, texts.tokens)
@@ -179,6 +184,7 @@ class HostRewardDraws:
             metrics=rewarded.metrics,
             scores=log_q,
             guide_metrics={},
+            # The guide wrote the texts itself, so q is the behavior too.
             log_behaviour=log_q,
         )
 

@@ -80,6 +80,7 @@ class PromptedPolicy:
         """Run with another model instead of the reference, with or without rewards and metrics."""
         encoded = self.resolve_prompts(prompts)
         count = len(encoded)
+        # Prompts from outside are all answered; only its own come in mini-batches.
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
         with numpyro.plate(PLATE, count, subsample_size=size) as index:
             prompt, mask = encoded.tokens[index], encoded.mask[index]
@@ -104,6 +105,7 @@ class PromptedPolicy:
             return self.prompts
         encoded = encode_prompts(prompts, self.tokenizer)
         _check_tokenizer(encoded, self.tokenizer)
+        # While JAX traces, there are no lengths to check.
         if not isinstance(encoded.tokens, jax.core.Tracer):
             _check_room(self.model, encoded, self.options["num_steps"])
         return encoded
@@ -211,6 +213,7 @@ def _check_room(model: CausalLM, prompts: Prompts, max_new_tokens: int) -> None:
         )
     lengths = mask.sum(-1)
     longest, room = int(lengths.max()), model.config.max_length
+    # One more than the context has room for: the last new token is written and never read.
     if tokens.shape[1] + max_new_tokens > room + 1:
         worst = int(lengths.argmax())
         raise LanguageModelError(

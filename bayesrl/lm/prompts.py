@@ -54,6 +54,7 @@ class Prompts(eqx.Module):
 
     tokens: Int[Array, "prompts longest"]
     mask: Bool[Array, "prompts longest"]
+    # Static fields are hashed, as dictionaries cannot be; so `Examples` hashes by identity.
     examples: Examples = eqx.field(static=True)
 
     def __len__(self) -> int:
@@ -181,6 +182,7 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
         content = read_file(Path(path), linked=True)
         if content is None:
             raise FileNotFoundError("there is no such file")
+        # Not `splitlines`, which also cuts at U+2028 and others that JSON allows inside a text.
         lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error
@@ -205,6 +207,7 @@ def _encode_texts(
 ) -> list[list[int]]:
     """Return the token ids of each prompt; a conversation already has the special tokens of its chat template."""
     result = [ids or [] for ids in token_ids]
+    # Two batches rather than a call for each text, because the library encodes the texts of a batch in parallel.
     for special in (True, False):
         indices = [index for index, ids in enumerate(token_ids) if ids is None and in_chats[index] != special]
         encoded = tokenizer.encode([rows[index]["prompt"] for index in indices], special=special) if indices else []

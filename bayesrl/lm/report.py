@@ -98,6 +98,7 @@ def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     order = np.argsort(-texts.reward, axis=None, kind="stable")
     places = [tuple(map(int, np.unravel_index(i, texts.reward.shape))) for i in order]
     best = _distinct(places, texts)
+    # With few different texts, one of them could be among the best and the worst.
     worst = [place for place in _distinct(places[::-1], texts)[::-1] if place not in best]
     rows: list[tuple[str, ...]] = [("", "reward", "log q/π₀", "prompt", "completion")]
     ranks = {"best": best, "median": [places[len(places) // 2]], "worst": worst}
@@ -164,7 +165,9 @@ def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
 def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """List prompts by the share of the reference's entropy that is left, least first."""
     texts = samples.fitted
+    # −log p of a model's own samples estimates its entropy without bias; each model is judged by its own.
     ours, theirs = -texts.log_q.sum(-1).mean(0), -samples.prior.log_prior.sum(-1).mean(0)
+    # A reference that allows just one answer has no entropy.
     share = ours / np.maximum(theirs, 1e-6)
     gone = int((share < _COLLAPSED).sum())
     rows: list[tuple[object, ...]] = [("prompt", "entropy left", "nats", f"different of {_SAMPLES}", "most frequent")]
@@ -256,6 +259,7 @@ def length_figure(samples: TextSamples) -> "Figure":
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
     for texts, color, name in ((samples.prior, _PRIOR, "reference"), (samples.fitted, _FITTED, "fit")):
+        # A fixed seed, so that one fit always gives the same figure.
         rng = np.random.default_rng(0)
         chosen = rng.permutation(texts.reward.size)[:_MOST_POINTS]
         lengths = texts.mask.sum(-1).ravel()[chosen] + rng.uniform(-0.25, 0.25, len(chosen))

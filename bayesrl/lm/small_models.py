@@ -141,6 +141,7 @@ def _trained(
         "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
         "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
         "shape": shape,
+        # Big-endian, so that one key has one folder on every machine.
         "training": [*options, int.from_bytes(np.asarray(key_data(key)).astype(">u4").tobytes(), "big")],
     }
 
@@ -155,6 +156,7 @@ def _trained(
 def random_model[Model: Transformer](key: PRNGKey, kind: type[Model], shape: Config) -> Model:
     """Make a model with random weights, by one compiled program."""
     check_model_room(shape)
+    # Compiled functions return arrays alone; the tree around them comes from tracing shapes.
     treedef = jax.tree.structure(eqx.filter_eval_shape(kind.init, key, shape))
     made = closure_jit(lambda key: jax.tree.leaves(kind.init(key, shape)), name="random_model")
     model: Model = jax.tree.unflatten(treedef, made(key))
@@ -162,6 +164,7 @@ def random_model[Model: Transformer](key: PRNGKey, kind: type[Model], shape: Con
 
 
 def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    # Optax refuses a decay of no steps, so the warm-up must leave one.
     warm_up = min(max(num_steps // 10, 1), num_steps - 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, num_steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
@@ -224,6 +227,7 @@ def train_small_lm(
         prompts, answers = text_field("prompt", data), text_field(answer, data)
         content = [list(both) for both in zip(prompts, answers, strict=True)]
         before, after = tokenizer.encode([*prompts, *room_for]), tokenizer.encode(answers)
+        # One more, for the token that ends the answer.
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
     config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4)
 
@@ -254,6 +258,7 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
         True
     """
     try:
+        # Another version may train otherwise, and must not find this folder.
         identity = json.dumps([name, {"bayesrl": version("bayesrl"), **spec}], sort_keys=True)
     except TypeError as error:
         raise LanguageModelError(f"what model {name!r} is made of cannot be written as JSON: {error}") from error
@@ -269,11 +274,13 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
         if folder.is_symlink() or not folder.is_dir():
             folder.unlink(missing_ok=True)  # a file or link of this name is not ours
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Renaming is atomic within one file system, so no process sees half a model.
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             staged = Path(temporary) / "model"
             save_pretrained(staged, trained.model, trained.tokenizer)
             if not folder.exists():
                 staged.rename(folder)
+        # Read back, so that the first run returns just what later ones will.
         return load_pretrained(folder)
     except (OSError, LanguageModelError):
         return trained  # without a writable cache, only the next training costs time

@@ -101,6 +101,7 @@ def language_modeling(
         raise LanguageModelError(
             f"the text has {pluralize(len(token_ids), 'token')}, fewer than one piece of length={length}; add text"
         )
+    # One more than the context: the last token of a piece is predicted and never read.
     if length > start.config.max_length + 1:
         raise LanguageModelError(
             f"pieces of {length} tokens exceed the model's context of {start.config.max_length}; lower length"
@@ -163,6 +164,7 @@ def sft(
             f"prompts of {before} tokens and answers of up to {longest} exceed the model's context of {room}; leave "
             "the longest out, or take a model with a longer context"
         )
+    # Any token will do behind the end, where nothing counts.
     pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
     rows = np.full((len(token_ids), longest), pad, np.int32)
     for row, ids in zip(rows, token_ids, strict=True):
@@ -328,6 +330,7 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     origin = owner.source or Pretrained(model, owner.tokenizer)
     adapter = {} if merge else {"base_model_name_or_path": None if origin.folder is None else str(origin.folder)}
     model = merge_adapters(model) if merge else model
+    # No folder: these are not the weights that lie there.
     return replace(origin, model=model, tokenizer=owner.tokenizer, folder=None, adapter=adapter)
 
 

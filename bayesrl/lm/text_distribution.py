@@ -42,6 +42,7 @@ def is_eos(tokens: Any, eos: EosTokens) -> Any:
 def text_mask(tokens: Any, eos: EosTokens) -> Any:
     """Mark the tokens [..., T] that belong to a text, up to and including its first end, in a NumPy or JAX array."""
     marks = is_eos(tokens, eos).astype(int)
+    # Up to the first end, the count of ends so far equals the token's own mark; behind it, it is larger.
     return marks.cumsum(-1) == marks
 
 
@@ -57,6 +58,7 @@ class TokenSequences(Sequence[Any]):
     def __len__(self) -> int:
         num_ends = int(np.sum(is_eos(np.arange(self.vocabulary), self.eos)))
         going_on = self.vocabulary - num_ends
+        # Texts that end after n other tokens, and those that never end.
         return sum(num_ends * going_on**n for n in range(self.length)) + going_on**self.length
 
     def __getitem__(self, index: Any) -> Any:
@@ -181,6 +183,7 @@ class CausalLMDistribution(dist.Distribution):
     def finite_values(self) -> TokenSequences | None:
         """All sentences, if they are few enough to list; else None."""
         every = TokenSequences(self.model.config.vocab_size, self.num_steps, self.eos, self.pad)
+        # A bound by logarithms first, because the exact count may have thousands of digits.
         small = self.num_steps * math.log(max(every.vocabulary, 2)) < math.log(_MOST_VALUES) + 1
         return every if small and len(every) <= _MOST_VALUES else None
 
@@ -202,8 +205,10 @@ class CausalLMDistribution(dist.Distribution):
 
         def score(prompt: Array, mask: Array, tokens: Array) -> Array:
             logits = self._all_logits(prompt, mask, tokens)
+            # Gather, then normalize: log_softmax would write all [T, V] numbers for the T that are wanted.
             chosen = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
             own = chosen - jax.nn.logsumexp(logits, axis=-1)
+            # A value with anything but padding behind its end is not in the support.
             behind = jnp.where(tokens == self.pad, 0.0, _IMPOSSIBLE)
             return jnp.where(self.text_mask(tokens), own, behind)
 
@@ -237,6 +242,7 @@ class CausalLMDistribution(dist.Distribution):
 
     def _generate(self, key: PRNGKey, prompt: Array, mask: Array) -> Array:
         keys = jax.random.split(key, self.num_steps)
+        # One slot fewer than tokens: the last one is never read.
         hidden, caches = self._extend(prompt, mask, self._start(len(prompt) + self.num_steps - 1))
         first = draw_category(keys[0], self._logits([h[-1] for h in hidden])).astype(prompt.dtype)
 
@@ -262,6 +268,7 @@ class CausalLMDistribution(dist.Distribution):
             read, _ = self._extend(whole, there, self._start(len(whole)))
             return self._logits([hidden[length - 1 :] for hidden in read])
         before, caches = self._extend(prompt, mask, self._start(length + self.num_steps - 1))
+        # The state after the prompt's last token gives the first new one.
         last = [h[-1:] for h in before]
         if self.num_steps > 1:
             after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
@@ -284,6 +291,7 @@ class CausalLMDistribution(dist.Distribution):
         logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
         if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
             return logits[0]
+        # The last model decides what may follow; without `support_model` it is the only one.
         return jnp.where(truncation_mask(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _IMPOSSIBLE)
 
     # ---- many --------------------------------------------------------------------------------
@@ -321,6 +329,7 @@ def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float
     """
     fine = jnp.ones(logits.shape, bool)
     if min_p > 0:
+        # On logits, because the normalizer cancels.
         fine &= logits >= logits.max(-1, keepdims=True) + math.log(min_p)
     if top_k is None and top_p >= 1:
         return fine

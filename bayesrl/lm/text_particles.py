@@ -79,9 +79,11 @@ class TextParticles:
         fixed = (self.params, np.asarray(beta, np.float32), as_hash_key(key))
         run = None
         replications = []
+        # One replication after another, so that memory holds the caches of one.
         for replication in range(size.num_replications):
             parts = []
             for first in range(0, count, at_once):
+                # The last batch repeats the last prompt, so that all share one program; [:count] drops the repeats.
                 index = np.minimum(np.arange(first, first + at_once), count - 1).astype(np.int32)
                 own = None if reference is None else np.asarray(reference[TEXT])[replication, index]
                 batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index, own)
@@ -92,6 +94,7 @@ class TextParticles:
         found = jax.tree.map(lambda *xs: np.stack(xs), *replications)  # [replications, prompts, ...]
         structure = self.programs.structure
         check_filter(structure, num, found.twists.transpose(0, 2, 1), found.sizes.transpose(0, 2, 1), first=0)
+        # Each particle of each replication becomes a draw.
         rows = {
             name: np.moveaxis(x, 2, 1).reshape(-1, count, *x.shape[3:])
             for name, x in found._asdict().items()
@@ -174,7 +177,9 @@ def _write(
     writer = _Writer(theirs, ours, twist, options, beta, _Prompts(index, prompt, mask, examples, reference))
     contexts, steps, num = len(index), theirs.num_steps, options.num_particles
     zero = jnp.zeros((), jnp.int32)
+    # In the loop t begins at 1, so that no later step has this key.
     state = writer.start(fold_in(own_key, 0))
+    # Steps that are never reached count as fully effective.
     records = writer.record((jnp.zeros((steps, contexts)), jnp.full((steps, contexts), float(num))), zero, state)
 
     def write(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -229,14 +234,17 @@ class _Writer:
         everyone = jnp.broadcast_to(jnp.arange(self.num, dtype=jnp.int32)[:, None], weights.shape)
         parents = jnp.where(poor, ancestors(key, weights, self.options.resampling), everyone)
         parents = parents if self.prompts.reference is None else parents.at[0].set(0)
+        # The mean weight moves into log_z, and the particles go on with weight 1: Z stays unbiased.
         log_z = jnp.where(poor, log_z + log_mean(weights), log_z)
 
         def inherit(state: _Particles) -> _Particles:
+            # From numbers of particles within a prompt to rows.
             at = (parents + jnp.arange(self.contexts) * self.num).T.reshape(-1)
             caches = [_map_cache(lambda x: x[at], cache) for cache in state.caches]
             kept: _Particles = jax.tree.map(lambda x: x[at], state._replace(caches=[]))
             return kept._replace(caches=caches)
 
+        # Copying the caches costs most; a step where no prompt is poor skips it.
         state = lax.cond(poor.any(), inherit, lambda state: state, state)
         return state._replace(log_weights=jnp.where(poor, 0.0, weights).T.reshape(-1)), log_z
 
@@ -264,6 +272,7 @@ class _Writer:
         chosen = jnp.where(state.done[:, None], 0.0, chosen)
         tokens = lax.dynamic_update_index_in_dim(state.tokens, token, t, 1)
         twist = self._value(tokens, t)
+        # Each twist takes the place of the one before, so that only the last is left in a finished weight.
         log_weights = state.log_weights + chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
         done = state.done | is_eos(token, self.theirs.eos)
         return _Particles(tokens, token, state.caches, done, state.scores + chosen, log_weights, twist)
@@ -273,6 +282,7 @@ class _Writer:
         prior = jax.nn.log_softmax(self.theirs._logits(hidden[:1]), axis=-1)
         if self.ours is None:
             return prior, prior
+        # `ours` lists its own model first, and then the reference, which decides the truncation.
         own = self.ours._logits(hidden[1:] if self.ours.support_model is None else hidden[::-1])
         return prior, jax.nn.log_softmax(own, axis=-1)
 

@@ -151,6 +151,7 @@ def prefix_rewards(
 ) -> np.ndarray:
     """Return the reward of the text up to some positions, [positions, samples, prompts]."""
     steps = np.arange(samples.tokens.shape[-1])
+    # Rewards read only what the mask counts, so a text is cut short by its mask alone.
     masks = np.stack([samples.mask & (steps <= position) for position in positions])
     index = np.broadcast_to(np.arange(len(prompts)), masks.shape[:-1])
     tokens = np.broadcast_to(samples.tokens, masks.shape)

@@ -80,12 +80,14 @@ def solve_by_draws(
     conditioned = bool(program.structure.names("observed"))
     reached, arrived, last = np.zeros_like(targets), 0, np.zeros(targets.shape[1])
     for number in range(_MOST_ROUNDS):
+        # As long as λ is 0 the draws aim at the prior given the data, whose means are where the way starts.
         if not reached.any():
             start = table.tilt(reached).means
         multipliers, share = _as_far_as_carried(table, start, reached)
         # Data can leave the prior's draws no weight before any tilt: then the first fit is one to the data.
         if (share == 0).any() and (number or not conditioned):
             break
+        # No group came farther than in the round before, so another fit would not help.
         if number and (share < 1).any() and (share <= last).all():
             break
         last = share
@@ -147,6 +149,7 @@ def _as_far_as_carried(table: MomentTable, start: np.ndarray, reached: np.ndarra
     while trial >= _SHORTEST and (share == 0).any():
         multipliers, solved = solve_dual(table.with_targets(start + trial * (table.targets - start)))
         carried = table_ess(table, multipliers) >= least
+        # A shared λ needs enough draws in every context.
         own = carried.all(keepdims=True) if table.shared else carried
         better = solved & own & (share == 0)
         share, found = np.where(better, trial, share), np.where(better, multipliers, found)
@@ -212,6 +215,7 @@ def _solution(table: MomentTable, multipliers: np.ndarray, *, strata: int, condi
     log_z = tilted.log_z if conditioned else tilted.log_z + np.log(size.mean(0))
     relative = num * (tilted.weights - size / size.sum(0)) if conditioned else num * tilted.weights - 1.0
     factors = table.spread(multipliers)
+    # A shared λ moves the log Z of each context by that context's own means.
     each = table._replace(shared=False).tilt(factors)
     reward = np.einsum("kc,knc->nc", factors, table.features)
     mean = np.einsum("kc,kc->c", factors, each.means)

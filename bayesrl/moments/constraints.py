@@ -216,6 +216,7 @@ class _Problem(NamedTuple):
             return _table(self.program, labels, self.targets, shared=shared)
         if not self.by_step:
             return None
+        # λ = 1 only marks the features: the table takes their values and sets all rewards to 0.
         shown = SteppedPolicy(self.policy, dict.fromkeys(labels, np.ones(())))
         program = freeze_program(shown, self.program.args, 1.0)
         return staged_table(program, labels, self.rewards, self.targets, max_count, shared=shared)
@@ -314,6 +315,7 @@ def _is_enumerable(structure: Structure, max_count: int) -> bool:
     if any(site.latent and site.support is None for site in structure.sites):
         return False
     number = num_assignments(path_axes(structure))
+    # The bound of `check_grid_size`, which raises an error where this goes on with draws.
     return number <= max_count and number * math.prod(structure.context_shape) <= 64 * max_count
 
 
@@ -324,6 +326,7 @@ def _table(program: Programs, labels: tuple[str, ...], targets: np.ndarray, *, s
     check_grid_size(axes, structure, num_assignments(axes))
     found = score_by_context(program, {}, assignments(axes, np.arange(num_assignments(axes))))
     reached = np.ones((1, math.prod(structure.context_shape)), bool)
+    # `build_stage` would refuse features in the words of rewards; `refuse_not_finite` below names them.
     only_prior = found._replace(rewards={name: np.zeros_like(value) for name, value in found.rewards.items()})
     prior = build_stage(axes, only_prior, reached, structure)
     log_base = (prior.log_prob("action") + prior.likelihood)[0]
@@ -356,6 +359,7 @@ def _exactly(table: MomentTable | StagedTable, problem: _Problem, contexts: tupl
         {label: known(value, problem.shape) for label, value in zip(table.labels, multipliers, strict=True)},
         {label: known(value, problem.shape) for label, value in zip(table.labels, found.means, strict=True)},
         known(found.log_z, contexts),
+        # Rounding may put a KL of 0 a little below it.
         known(np.maximum(kl, 0.0), contexts),
         None,
     )

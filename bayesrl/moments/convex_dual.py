@@ -141,6 +141,7 @@ def solve_dual(table: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
         λ, [features, groups], and whether each group converged, [groups].
     """
     low, high = table.limits()
+    # Features are measured by their range, so that one tolerance suits all.
     scale = np.where(high > low, high - low, 1.0)
     # A ridge far below the curvature of any solvable problem keeps a flat direction from stopping the others.
     ridge = 1e-14 * np.eye(len(scale))
@@ -162,11 +163,13 @@ def solve_dual(table: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
             now, after, slope = at(found + size * step)
             change = after - value - size * (step * table.targets / scale).sum(0)
             # Near the minimum the gain drowns in rounding, and the full step is right.
+            # With ~, a change that is nan counts as poor.
             poor = ~(change <= -1e-4 * size * gain) & (gain > 1e-12 * (1 + np.abs(value)))
             if not poor.any():
                 break
             size = np.where(poor, size / 2, size)
         found, value = found + size * step, after
+    # Rounding may stop the slope short of _SOLVED; this is near enough.
     return found / scale, np.abs(slope).max(0) < 1e-8
 
 
@@ -291,6 +294,7 @@ def _range_given(table: MomentTable, index: int) -> tuple[float, float]:
     context: list[int] = []
     for c in range(table.log_base.shape[1]):
         held = table.features[: index + 1, table.log_base[:, c] > -np.inf, c]
+        # Rows with the same features are one unknown of the linear program, which keeps it small.
         distinct = np.unique(held, axis=1)
         columns.append(distinct)
         context += [c] * distinct.shape[1]
@@ -301,6 +305,7 @@ def _range_given(table: MomentTable, index: int) -> tuple[float, float]:
     right = np.concatenate([np.ones(contexts), table.targets[:index, 0]])
     ends: Sequence[float] = []
     for sign in (1.0, -1.0):
+        # If the solver fails nothing is known, and infinite ends refuse nothing.
         found = linprog(sign * values[index] / contexts, A_eq=equal, b_eq=right, bounds=(0, None), method="highs")
         ends = [*ends, sign * float(found.fun) if found.success else sign * -np.inf]
     return ends[0], ends[1]

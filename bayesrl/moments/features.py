@@ -101,6 +101,7 @@ class Measurement:
         returned: list[Any] = []
         handler = RewardsAsMetrics(policy)
 
+        # A trace does not keep what a program returns.
         def run(*args: Any) -> None:
             returned.append(policy(*args))
 
@@ -204,6 +205,7 @@ def measured_site(label: str) -> str:
     return f"feature {label}"
 
 
+# eq=False, as arrays have no hash, and compiled programs are looked up by their policy.
 @dataclass(frozen=True, eq=False)
 class TiltedPolicy:
     """A policy with the reward Σ λᵢ·fᵢ; its own rewards are deterministic sites.

@@ -66,6 +66,7 @@ class StagedTable(NamedTuple):
             (_, above), (_, below) = self._moments(multipliers + step), self._moments(multipliers - step)
             columns.append(self.grouped(above - below) / (2 * size[k]))
         curvature = np.stack(columns, -1).swapaxes(0, 1)
+        # Differences leave the matrix a little askew, and what uses it takes it for symmetric.
         curvature = (curvature + curvature.swapaxes(1, 2)) / 2
         return TiltedTable(log_z, self.grouped(means), means, curvature)
 
@@ -76,6 +77,7 @@ class StagedTable(NamedTuple):
         solution = solve(tilted, 1.0)
         weights = marginals(tilted, solution)
         means = np.stack([expectation(weights, values) for values in self.features])
+        # Relative to p(y), as log Z of a table of assignments is.
         return solution.value - solve(self.stages, 1.0, rewarded=False).value, means
 
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +86,7 @@ class StagedTable(NamedTuple):
         for sign in (-1.0, 1.0):
             rows = []
             for values in self.features:
+                # Scaled to 1, so that _COLD is cold for a feature of any size.
                 size = max(float(np.abs(value).max()) for value in values) or 1.0
                 tilted = [replace(s, reward=sign * v / size) for s, v in zip(self.stages, values, strict=True)]
                 # The value of a policy this cold has its entropy too: read the mean that the policy reaches.

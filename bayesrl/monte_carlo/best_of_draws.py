@@ -258,6 +258,7 @@ def _from_draws(key: PRNGKey, program: Programs, n: np.ndarray, num_samples: int
     structure, most = program.structure, int(n.max())
     if structure.num_contexts > 1:
         mixing = closure_jit(lambda key: find_interacting(key, program, {}))
+        # Batches count from 0 and never come to this number.
         refuse_interacting(mixing(fold_in(key, MOST)))
     contexts = int(np.prod(structure.context_shape, dtype=int))
     structure.check_memory(num_samples * n.size + most, EngineError)
@@ -289,6 +290,7 @@ def _from_draws(key: PRNGKey, program: Programs, n: np.ndarray, num_samples: int
     ranks = rank_rewards(rewards)
     sites = [jax.tree.map(lambda *parts: np.concatenate(parts), *lane) for lane in zip(*chosen, strict=True)]
     found = [estimated_law(ranks, int(k)) for k in n.reshape(-1)]
+    # The pool stands for the prior: each of its draws has the same mass.
     return _result(program, n, sites, found, (np.full_like(rewards, -np.log(pooled)), rewards), {})
 
 

@@ -53,6 +53,7 @@ def with_chi_squared_estimates(
         divergence = InfluenceEstimate((square.mean - 1) / 2, square.influence / 2)
         reward = InfluenceEstimate(bound + below.mean, below.influence)
         kl = _mean(ratio, log_ratio)
+        # The normaliser also stands inside the logarithm.
         kls.append(InfluenceEstimate(kl.mean, kl.influence - (ratio - 1)))
         rewards.append(reward)
         divergences.append(divergence)

@@ -148,6 +148,7 @@ def _run(
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
         counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
     total, excess = pilot.plus(counted), list(state.excess)
+    # How many more are drawn depends on what was accepted, so these give draws and stay out of log Z.
     while left > 0 and state.filled.min() < num_samples:
         total, left = total.plus(state.take(next(proposals), rng)), left - 1
     _refuse_empty(state, total, counted, betas)
@@ -210,8 +211,10 @@ def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, toler
     """Plan the number of further batches from the acceptance rate of the pilot."""
     mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
     missing = np.maximum(num_samples - state.filled, 0)
+    # Counts of accepted draws are nearly Poisson: plan for three standard deviations beyond the need.
     wanted = float((_SPARE * (missing + 3 * np.sqrt(missing)) / mean).max())
     if tolerance is not None:
+        # By the delta method N·Var(log Z) is the variance of w relative to its squared mean.
         spread = pilot.moments[1] / pilot.number / mean**2 - 1
         wanted = max(wanted, _SPARE * float(spread.max()) / tolerance**2)
     return math.ceil(min(max(wanted, _LEAST_BATCH) / pilot.number, 1e12))
@@ -262,6 +265,7 @@ def _standard_errors(tally: ProposalSums, betas: np.ndarray) -> np.ndarray:
     """Return the standard error of log Z by the delta method, [lanes, contexts]."""
     mean = tally.moments[0]
     with np.errstate(divide="ignore", invalid="ignore"):
+        # The moments are sums, so this is (E[w²]/E[w]² − 1)/N.
         variance = np.maximum(tally.moments[1] / mean**2 - 1 / tally.number, 0.0)
     return np.sqrt(np.where(mean > 0, variance, np.inf))
 

@@ -109,7 +109,9 @@ def _inputs(
 def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[str, Range]) -> list[Range]:
     """Bound the flat outputs of a function of named values."""
     jaxpr = jax.make_jaxpr(function)(shapes)
+    # What no output reads needs no bound.
     jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    # A dictionary flattens in the order of its sorted keys.
     return propagate_ranges(jaxpr, [held[name] for name in sorted(shapes)])
 
 

@@ -207,6 +207,7 @@ def _run(key: PRNGKey, program: Programs, engine: ParticleEngine, beta: Any, num
     lanes = []
     for i, b in enumerate([None] if betas is None else [float(b) for b in betas.reshape(-1)]):
         draws, log_weights = engine.run(fold_in(run_key, i), b)
+        # Particles of one replication depend on one another; only replications are independent.
         lanes.append((draws, weigh(draws, log_weights, b, marginal=marginal, num_groups=num_replications)))
     if observed and betas is None:
         marginal = lanes[0][1].evidence

@@ -96,6 +96,7 @@ def weigh(
     else:
         # Beside rewards Z is relative to p(y): the same draws may estimate both, so errors partly cancel.
         evidence = evidence if marginal is None else evidence.plus(marginal, -1.0)
+        # Under p* log q/π₀ is R/β − log Z, so KL needs no scores of its own.
         objective, kl = evidence.times(beta), reward.times(1 / beta).plus(evidence, -1.0)
     log_weights = np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0)
     metrics = {name: _weighted_mean(weights, values, groups) for name, values in draws.metrics.items()}

@@ -123,8 +123,10 @@ class Objective(ELBO):
             return guide(*args, **kwargs)
 
         structure = inspect(rng_key, policy, *args)
+        # No transforms, because SVI gives constrained parameters.
         programs = Programs(policy, own_guide, structure, args, {})
         ready = self.prepare(rng_key, programs, param_map)
+        # β is 1 here, because `tilt` has divided the rewards by it.
         value, _ = ready.evaluate(rng_key, param_map, programs, 1.0)
         return {"loss": value * structure.num_contexts, "mutable_state": None}
 
@@ -197,5 +199,6 @@ def _branch_mean(values: Array, weight: Array) -> Array:
     if values.shape[2 : 2 + weight.ndim - 2] == weight.shape[2:] and extra >= 0:
         aligned = weight.reshape(weight.shape + (1,) * extra)
         return (aligned * values).sum(1).mean()
+    # A metric outside the context plates has one value for all contexts, so average their weights.
     flat = weight.reshape(*weight.shape[:2], contexts).mean(-1)
     return (flat.reshape(flat.shape + (1,) * (values.ndim - 2)) * values).sum(1).mean()

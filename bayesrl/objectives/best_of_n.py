@@ -113,6 +113,7 @@ class BestOfN(Objective):
 
         def one(values: Array) -> Array:
             ordered = jnp.sort(values)
+            # Draws of equal reward share the chance that one of them is the best.
             below, upto = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
             return (shares[upto] - shares[below]) / (upto - below)
 

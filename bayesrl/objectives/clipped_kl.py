@@ -73,6 +73,7 @@ class ClippedKL(ReverseKL):
             # Use the geometric mean over steps, so that clipping does not tighten for longer draws.
             counted = jnp.maximum((then != 0).sum(-1, keepdims=True), 1)
             mean = moved.sum(-1, keepdims=True) / counted
+            # The value is that of the whole draw, and the gradient that of each step.
             moved = lax.stop_gradient(mean) + now - lax.stop_gradient(now)
         rho = jnp.exp(moved)
         clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)

@@ -184,6 +184,7 @@ class FDivergence(Objective):
         log_w = tempered + of_prior
         log_q = total(programs.log_q(params, draws), shape)
         advantage = _advantages(self._f, log_w, log_r, self._num_folds)
+        # A draw without an advantage may have log q = −inf, and 0 · inf would be nan.
         gradient = (jnp.where(advantage != 0, advantage * log_q, 0.0)).mean(0).mean()
         log_z = logsumexp(log_w, axis=0) - logsumexp(log_r, axis=0)
         log_p = log_w - log_z
@@ -216,6 +217,7 @@ class FDivergence(Objective):
         loss = value.mean()
         metrics = {**info.metrics, **metrics, "divergence": loss}
         if self.alpha is not None:
+            # 1 + α(α − 1)·D is E_p*[tᵅ], which only rounding can make negative.
             inside = jnp.maximum(self.alpha * (self.alpha - 1) * value, -1.0)
             metrics["renyi"] = (jnp.log1p(inside) / (self.alpha - 1)).mean()
         bad = count_nonfinite(draws, never=self._f.finite_at_infinity)
@@ -269,6 +271,7 @@ def _advantages(f: Generator, log_w: Array, log_r: Array, num_folds: int) -> Arr
         log_z = logsumexp(jnp.where(own, -jnp.inf, log_w), axis=0) - logsumexp(jnp.where(own, -jnp.inf, log_r), axis=0)
         log_p = log_w - log_z
         slope = f.slope(log_r - log_p, jnp.exp(log_p), r)
+        # Any baseline of other folds keeps the mean: r weighs the draws as draws of q, and E_q[∇log q] = 0.
         baseline = jnp.where(own, 0.0, slope).sum(0) / jnp.where(own, 0.0, r).sum(0)
         # Without a possible draw in the other folds, log Z is unknown, and the draw tells nothing.
         return jnp.where(own & jnp.isfinite(log_z), slope - r * baseline, 0.0)

@@ -81,12 +81,14 @@ class FlowNetwork:
 
     def log_flows(self, params: Params, draws: Draws, structure: Structure) -> Array:
         """Return log F_t − log Z, [draws, *contexts, T − 1]."""
+        # A cell with any weights, for its structure alone.
         like, rest = eqx.partition(
             Summary(dummy_key(), num_features=self.num_features, width=_WIDTH), eqx.is_inexact_array
         )
         paths, treedef = jax.tree_util.tree_flatten_with_path(like)
         held = [_STEP * params[f"{OWN}flow{jax.tree_util.keystr(path)}"] for path, _ in paths]
         cell = eqx.combine(jax.tree.unflatten(treedef, held), rest)
+        # After the last step log F is known, so nothing reads that state.
         features = self._features(draws, structure)[..., :-1, :]
         flat = features.reshape((-1, *features.shape[-2:]))
 
@@ -168,5 +170,6 @@ def pairwise_weights(length: int, decay: float) -> np.ndarray:
     steps = np.arange(length + 1)
     apart = steps[None, :] - steps[:, None]
     logs = np.where(apart > 0, apart * np.log(decay), -np.inf)
+    # Only the ratios count, and powers of a large λ would overflow.
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()

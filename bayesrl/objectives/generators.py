@@ -56,6 +56,7 @@ class Generator(NamedTuple):
         # Beyond ±100, exp is 0 in single precision; only an infinite x would give 0 · inf.
         x = jnp.nan_to_num(x, posinf=100.0, neginf=-100.0)
         # Where both are 0, so is their share, whatever the ratio.
+        # Each side sees its own half-line only, where no exp can overflow.
         left = jnp.where(p > 0, p * below(jnp.minimum(x, 0.0)), 0.0)
         right = jnp.where(q > 0, q * above(jnp.maximum(x, 0.0)), 0.0)
         return jnp.where(x < 0, left, right)
@@ -198,5 +199,6 @@ def estimand_of(name: RegularizerName, alpha: float | None) -> OfLogRatio | None
 
 def _js_estimand(x: Array) -> Array:
     # log(1 + t)/t, which is 1 at t = 0.
+    # At t = e⁻¹⁵ it is 1 to single precision; far below, the exp would overflow.
     decay = jnp.where(x > -15, jnp.exp(-jnp.maximum(x, -15.0)) * jax.nn.softplus(x), 1.0)
     return 0.5 * (jax.nn.log_sigmoid(x) - decay) + jnp.log(2.0)

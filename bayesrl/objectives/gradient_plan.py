@@ -71,6 +71,7 @@ def make_gradient_plan(
     for name in actions:
         if name not in guide.sites:
             raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
+    # Whoever forces pathwise gradients would get none if all sites were enumerated.
     if estimator == "pathwise" and enumerated == "auto":
         enumerated = ()
     chosen = _enumerated(programs, params, num_particles, enumerated)
@@ -91,6 +92,7 @@ def make_gradient_plan(
     particles = num_particles if sampled or programs.structure.names("environment") else 1
     if chosen and sampled:
         joint = math.prod(len(programs.structure[name].support or ()) for name in chosen)
+        # Each particle runs all branches; from 8 particles on, the regression baseline works.
         particles = max(num_particles // joint, 8)
     return GradientPlan(pathwise, score, nature, chosen, particles)
 

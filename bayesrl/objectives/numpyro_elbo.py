@@ -90,6 +90,7 @@ class NumPyroELBO(Objective):
         if programs.guide is None:
             raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
         model = tilt(programs.policy, beta) if programs.structure.names("reward") else programs.policy
+        # NumPyro's ELBOs take constrained parameters.
         loss = self.elbo.loss(key, programs.constrain(params), model, programs.guide, *programs.args)
         draws = self.draw(key, params, programs)
         shape = (self.num_particles, *programs.structure.context_shape)

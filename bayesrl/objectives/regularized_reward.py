@@ -149,9 +149,11 @@ class RegularizedReward(Objective):
             num, axis = shape[0], 0
             q = None
             centred = gain - gain.mean(0, keepdims=True)
+            # n/(n − 1) turns the mean of all draws into that of the others, which leaves no bias.
             weight = centred * (num / (num - 1)) / num
             divergence = self._estimand(x).mean(0)
             value, spread = tempered.mean(0) - divergence, (centred**2).sum(0).mean() / (num - 1)
+        # A branch of weight 0 may have log q = −inf, and 0 · inf would be nan.
         gradient = jnp.where(weight != 0, weight * log_q, 0.0).sum(axis).mean()
         info = info_from_draws(draws, programs, beta, shape, q)
         metrics = {**info.metrics, "divergence": divergence.mean()}

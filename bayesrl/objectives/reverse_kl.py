@@ -159,6 +159,7 @@ def compute_advantages(costs: Array, baseline: Baseline) -> Array:
         return to_go
     total = centred.sum(-1, keepdims=True)
     past = total - to_go
+    # x minus the mean of the others is n/(n − 1) times x minus the mean of all.
     leave_one_out = num / (num - 1)
     if baseline == "full":
         return leave_one_out * total * jnp.ones_like(to_go)
@@ -166,6 +167,7 @@ def compute_advantages(costs: Array, baseline: Baseline) -> Array:
         return leave_one_out * to_go
     # The slope is −1 plus the slope of the total on the past, which vanishes at the optimum. So use −1 also
     # if the other particles all have the same past, from which no slope can be estimated.
+    # Both are sums over the other particles, about their own means.
     covariance = (past * total).sum(0) - leave_one_out * past * total
     variance = (past * past).sum(0) - leave_one_out * past * past
     limits = jnp.finfo(costs.dtype)
@@ -180,6 +182,7 @@ def _to_go(costs: Array) -> Array:
     if num > MOST_BY_PRODUCT:
         return jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
     # XLA compiles a cumulative sum to many pads and slices; for few events, one product takes a third of the time.
+    # At their default precision, accelerators would round the costs to fewer digits.
     return jnp.matmul(costs, jnp.tri(num, dtype=costs.dtype), precision=lax.Precision.HIGHEST)
 
 
@@ -195,6 +198,7 @@ def _enumerated_surrogate(
     first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
     # Before the first enumerated site, all branches of a particle agree.
     before, after = costs[:, 0, ..., :first], costs[..., first:].sum(-1)
+    # The guide's gradient flows through the weights; a branch of weight 0 may be −inf, and 0 · inf is nan.
     tail = (weight * jnp.where(weight > 0, after, 0.0)).sum(1)
     value = before.sum(-1) + tail
     gradient = tail.mean()

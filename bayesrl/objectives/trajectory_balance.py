@@ -244,6 +244,7 @@ class TrajectoryBalance(Objective):
             return whole[None]
 
         def of_one(index: dict[str, Array]) -> Array:
+            # Plates that are not subsampled have no indices among the draws.
             return whole[jnp.ix_(*(index.get(frame.name, jnp.arange(frame.size)) for frame in frames))]
 
         return jax.vmap(of_one)(chosen)
@@ -261,6 +262,7 @@ class TrajectoryBalance(Objective):
         # What follows the end is 1, so log F there is 0.
         flow = jnp.concatenate([first, log_z[..., None] + flows, jnp.zeros_like(first)], -1)
         earned = jnp.concatenate([jnp.zeros_like(first), jnp.cumsum(terms, -1)], -1)
+        # The sum over a stretch is a difference of two levels. Any constant drops out, so centre for float32.
         level = flow + earned - lax.stop_gradient(log_z)[..., None]
         weights = jnp.asarray(pairwise_weights(terms.shape[-1], self.decay))
         squares = (level[..., :, None] - level[..., None, :]) ** 2

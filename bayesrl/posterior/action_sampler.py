@@ -36,6 +36,7 @@ class ActionSampler:
         key = as_hash_key(key)
         if not (_all_numbers(key, *arrays) and _hashable(rest)):
             return self._choose(key, *jax.tree.unflatten(tree, leaves))
+        # A weak type makes other dtypes, so it needs a program of its own.
         shapes = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
         form = (tree, rest, tuple(map(type, rest)), shapes, key.dtype)
         if form not in self._prepared:

@@ -157,6 +157,7 @@ def _attributes(posterior: Posterior) -> dict[str, Any]:
         attrs["beta"] = float(posterior.beta)
     elif posterior.beta is not None:
         attrs["beta"] = np.asarray(posterior.beta)
+    # netCDF attributes cannot be booleans.
     attrs["interrupted"] = int(posterior.interrupted)
     attrs |= {name: value for name, value in posterior.settings.items() if isinstance(value, str | int | float)}
     return attrs

@@ -21,6 +21,7 @@ def fitted_policy(programs: Programs, params: Params) -> Program:
     latent = programs.structure.names("action", "environment")
 
     def program(*args: Any) -> Any:
+        # The guide's parameters are fixed by now, so a program around this one must not see them.
         with handlers.trace() as drawn, handlers.block(hide_fn=lambda msg: msg["type"] == "param"):
             fitted(*args)
         values = {
@@ -28,6 +29,7 @@ def fitted_policy(programs: Programs, params: Params) -> Program:
             for name, site in drawn.items()
             if site["type"] == "plate" or (site["type"] == "sample" and name in latent)
         }
+        # These sites are in the trace already, as the guide's draws; from the policy too they would clash.
         with (
             handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
             handlers.substitute(data=values),

@@ -102,6 +102,7 @@ def _with_trained_policy(
     with explain_errors("the guide", GuideError):
         of_guide = declared_params(key_from_seed(0), guide, *args)[0]
     given = {name: value for name, value in params.items() if name in declared and name not in of_guide}
+    # A first value that differs between two keys is random.
     others = declared_params(key_from_seed(1), policy, *args)[0] if len(given) < len(declared) else {}
     for name, value in others.items():
         if name not in given and not jax.tree.all(jax.tree.map(np.array_equal, value, declared[name])):
@@ -140,6 +141,7 @@ def with_draws(key: PRNGKey, posterior: Any, start: Params | None = None) -> Any
     if programs is None:
         return posterior
     size = programs.structure.width
+    # Episodes outside of a program are played one step at a time, so fewer are made.
     most = 1000 if programs.episodes is None else 20
     drawn_at_all = bool(programs.structure.names("action", "environment"))
     if not drawn_at_all:

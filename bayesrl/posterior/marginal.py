@@ -58,6 +58,7 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
     """
     program = freeze_program(policy, args, 1.0)
     stages, _ = tabulate_stages(program, {}, max_count)
+    # For what it refuses: contexts that read one another have no p(y) each.
     exact_metrics(program, {}, stages)
     return solve(stages, 1.0, rewarded=False).value
 
@@ -90,5 +91,6 @@ def _weights(totals: Totals, parts: int) -> np.ndarray:
     likelihood, ratio = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.log_likelihood, totals.ratio))
     if parts == 1:
         return likelihood
+    # m/π₀ = ½ + ½·q/π₀, so no weight exceeds 2·p(y|x).
     both = np.stack([np.zeros_like(ratio), -ratio])
     return likelihood - (logsumexp(both, axis=0) - math.log(2))

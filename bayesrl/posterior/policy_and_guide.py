@@ -62,6 +62,7 @@ def bind_programs(
     if source is None:
         structure.check_complete("it cannot be fitted alone")
     check_policy(structure, has_beta=beta is not None)
+    # Beside rewards the policy is the prior, so its parameters are frozen; with data alone they are learned.
     learned = beta is None
     frozen, own = policy, declared_params(key, policy, *args) if learned else ({}, {})
     if not learned:
@@ -189,6 +190,7 @@ def bind_params(
 
 def _bind(name: str, whose: str, own: Any, transform: Any, given: Any) -> Any:
     """Do `bind_params` for one parameter, whose value is unconstrained if `transform` is None."""
+    # A transform may change the shape, as that of a simplex does.
     declared = own if transform is None else jax.eval_shape(transform, own)
     try:
         value = np.asarray(given) if hasattr(own, "shape") else jax.tree.map(np.asarray, given)

@@ -49,6 +49,7 @@ def draw_fit(
         return traced
     batch = batch_of(programs.structure)
     run = draw.prepare((*_static(programs), batch), *fixed, np.zeros((), np.int32))
+    # At least one batch, which tells the shapes even if no draw is wanted.
     parts = [jax.device_get(run(*fixed, np.asarray(first, np.int32))) for first in range(0, max(num, 1), batch)]
     whole: tuple[Draws, Totals] = jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
     return whole
@@ -121,6 +122,7 @@ def _draw_prior(
     *programs, num = static
     programs = _programs_of(tuple(programs), transforms, args)
     if programs.guide is None:
+        # Without `learned`, the policy's own parameters keep their first values.
         alone = replace(programs, learned=False)
         return _kept(programs, alone.draw(key, {}, num, share=False, first=first), num)
     return _kept(programs, programs.draw_policy(key, params, num, first=first), num)

@@ -36,6 +36,7 @@ LARGEST = 250_000
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _CONTRAST = 4.0
 _MANY_POINTS = 4_000
+# A fixed salt gives the same figure the same ids at every run.
 _SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "bayesrl", "svg.image_inline": True, "path.simplify": True}
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?!\d*e)")
@@ -176,6 +177,7 @@ def embed_png(figure: "Figure", label: str, dpi: int = 110) -> Markup:
     data = base64.b64encode(file.getvalue()).decode()
     width, height = (f"{round(side * 96)}" for side in figure.get_size_inches())
     opening = tag("img", src=f"data:image/png;base64,{data}", alt=label, width=width, height=height)
+    # An image has no closing tag in HTML.
     return Markup(opening.removesuffix("</img>"))
 
 

@@ -213,6 +213,7 @@ def write_parts(path: str | Path, title: str, parts: Sequence[Part], subtitle: s
     """
     page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
     # The stamp is a comment after the end of the page.
+    # “replace”, as lone surrogates in a user's text have no UTF-8.
     run_folder.write_file(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
     return Path(path)
 

@@ -161,6 +161,7 @@ def read_checkpoint(directory: str | Path, problem: Mapping[str, Any] | None = N
     try:
         last = _read_arrays(folder / CHECKPOINT, problem, ANEW)
     except RunFolderError as error:
+        # Only damage is a reason to look at the one before: other errors would hold for both.
         try:
             kept = _read_arrays(folder / PREVIOUS_CHECKPOINT, problem, "") if "damaged" in str(error) else None
         except RunFolderError:
@@ -202,6 +203,7 @@ def _read_arrays(path: Path, problem: Mapping[str, Any] | None, remedy: str) -> 
 
 def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:
     kinds = {"F": "f", "I": "i", "U": "u"}
+    # NumPy has no bfloat16 of its own.
     if dtype == "BF16":
         import ml_dtypes
 

@@ -63,6 +63,7 @@ def claim(directory: str | Path) -> Path:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another directory"
         ) from error
+    # Hidden files do not count: a lock, or what a killed process left unfinished.
     strangers = [name for name in names if not name.startswith(".") and name != MODEL]
     if strangers and PROBLEM not in names:
         raise RunFolderError(

@@ -87,6 +87,7 @@ def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
     if is_begun(folder):
         begun = stored_problem(folder)
         kept = {"format": begun["format"], "identity": begun["identity"]}
+    # There and back, so that what is stamped is what will be read: tuples become lists, keys become text.
     told = json.loads(json.dumps({**problem, **kept}))
     write_file(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
 
@@ -189,6 +190,7 @@ def load_json(
     wrong = misfit(told, dict(schema))
     if wrong is not None:
         raise RunFolderError(f"{path}: {wrong}; it is damaged: {remedy}")
+    # People write a model file by hand too, and then it has no stamp.
     written_by_hand = name == MODEL and set(told) <= {key.removesuffix("?") for key in MODEL_SCHEMA}
     if not written_by_hand:
         check_stamp(path, content, problem_of(directory), remedy)

@@ -47,6 +47,7 @@ def summarise(
     exact = jax.tree.map(lambda x: xp.asarray(x, float), totals)
     objective = _average(exact.log_weight(by_draw), lead)
     doubt = rounding(exact, by_draw)
+    # Rounding may err the same way in all draws, so it is averaged and does not shrink with their number.
     doubt = xp.where(xp.isfinite(doubt), doubt, 0.0).mean(tuple(range(lead, doubt.ndim)))
     kl = _average(divergence(exact, conditioned=marginal is not None), lead)
     estimates = Estimates(

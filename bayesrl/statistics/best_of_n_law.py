@@ -73,7 +73,9 @@ def best_of_n_law(log_prior: np.ndarray, ranks: RankedRewards, n: int) -> BestOf
     above = np.concatenate([beyond[1:], np.zeros_like(beyond[:1])])
     here, higher = (np.take_along_axis(side, at, 0) for side, at in ((beyond, ranks.first), (above, ranks.last)))
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Rounding may put cumulative sums a little above 1.
         log_upto, log_below = np.log1p(-np.minimum(higher, 1)), np.log1p(-np.minimum(here, 1))
+        # log(Fⁿ − F₋ⁿ) without the difference of two powers, which would lose its digits or underflow.
         log_best = n * log_upto + np.log(-np.expm1(n * (log_below - log_upto)))
         ratio = np.where(mass > 0, log_best - np.log(here - higher), -np.inf)
     best = np.where(mass > 0, mass / mass.sum(0) * np.exp(ratio), 0.0)
@@ -94,6 +96,7 @@ def _without_rounding(kl: np.ndarray) -> np.ndarray:
 def subset_shares(num: int, n: int) -> np.ndarray:
     """Return the share of subsets of n among `num` that lie within the first m, C(m, n)/C(num, n), for m = 0 … num."""
     m = np.arange(n, num + 1)
+    # In logs: binomial coefficients of this size overflow.
     log_share = gammaln(m + 1) - gammaln(m - n + 1) - gammaln(num + 1) + gammaln(num - n + 1)
     return np.concatenate([np.zeros(n), np.exp(log_share)])
 
@@ -173,10 +176,12 @@ def reward_at_kl(log_mass: np.ndarray, reward: np.ndarray, kl: InfluenceEstimate
         with np.errstate(invalid="ignore"):
             moved = (reward - mean).mean(-1) if len(kl.influence) else kl.influence
         return math.inf, InfluenceEstimate(mean, moved)
+    # β spans orders of magnitude, so the root is sought in its logarithm.
     low, high = math.log(spread / _REACH), math.log(spread * _REACH)
     if not np.isfinite(top).all() or excess(high) >= 0:
         # Without the values of reward −∞ no policy is so near to the prior.
         return math.inf, InfluenceEstimate(np.asarray(-np.inf), np.full_like(kl.influence, np.nan))
+    # A bounded f has its root above 0, maybe by orders of magnitude: halve its logarithm. low·high may underflow.
     beta = math.exp(low if excess(low) <= 0 else float(brentq(excess, low, high, xtol=1e-12)))
     log_z, log_weight = tilted(beta)
     value = float(top.mean() + beta * (kl.mean + log_z.mean()))

@@ -81,6 +81,7 @@ def is_control(structure: Structure) -> bool:
 
 def rounding(totals: Totals, beta: Any) -> Any:
     """Bound the error of single precision in w of each draw: a unit in the last place of each summand, nats."""
+    # A ratio that was computed as one loses digits of itself alone, not of the two terms that cancel in it.
     known = abs(totals.log_prior) + abs(totals.log_q) if totals.log_ratio is None else abs(totals.log_ratio)
     size = abs(totals.reward / beta) + abs(totals.log_likelihood) + known
     return EPS * size + (0.0 if totals.doubt is None else totals.doubt)

@@ -207,6 +207,7 @@ def init(
         check_update(optimiser, setup.params)
         config = StepConfig(setup.objective, optimiser, setup.programs)
         stacked = start(config, jax.tree.map(jnp.asarray, setup.params))
+    # All leaves but the step count have a lane axis, so give it one to drop.
     train = jax.tree.map(lambda x: x[0], stacked._replace(step=stacked.step[None]))
     return State(train, jnp.asarray(setup.betas[0]), eqx.filter(setup.programs.args, eqx.is_array), config)
 
@@ -229,6 +230,7 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
         # Few chunks: each one allocates its memory again, and nobody reads this history.
         run = TrainingLoop(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
         state, rows, interrupted = run.run(show=False)
+        # The loop has caught Ctrl-C to return what it has, but half a fit is of no use here.
         if interrupted:
             raise KeyboardInterrupt
         settings = _settings(key, num_steps, 1, optimizer, {})
@@ -254,6 +256,7 @@ def _fit(
     *,
     progress: bool,
 ) -> Posterior:
+    # Old-style keys are plain arrays of words.
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     if start_beta is not None and start_beta < (coldest := np.min(np.asarray(beta, float))):
         raise FitError(

@@ -67,6 +67,7 @@ def set_up(
     Raises:
         PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
     """
+    # Numbers that a fit folds its key with: 0, 1, 3 and 7 to bind and check, 2, 4, 8 and 9 here, 5 to step, 6 to draw.
     programs, first, family, betas = bind_programs(key, policy, args, beta, guide, source)
     numbers = [getattr(drawing, "num_particles", 1) for drawing in (objective, source)]
     particles = max(1, *(number for number in numbers if isinstance(number, int)))
@@ -80,6 +81,7 @@ def set_up(
     starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)
     starts |= {name: np.stack([to_host(value)] * num_restarts) for name, value in own.items()}
     count = max(int(np.prod(np.shape(betas))), 1)
+    # Lanes are ordered by β, then by restart: starting points are tiled, temperatures repeated.
     params = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, None if beta is None else betas, num_restarts, first)
@@ -132,6 +134,7 @@ def _spread(key: PRNGKey, params: Params) -> Params:
     leaves, treedef = jax.tree.flatten(params)
     keys = split(key, len(leaves))
     noisy = [
+        # At least 0.5, because parameters often start at 0.
         leaf + jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 0.5) * jax.random.normal(k, leaf.shape, leaf.dtype)
         for leaf, k in zip(leaves, keys, strict=True)
     ]
@@ -170,6 +173,7 @@ def _sketch(draws: Draws, totals: Totals) -> dict[str, list[float]]:
 
     def means(values: Any) -> list[float]:
         array = np.asarray(values, float)
+        # One −inf or nan would hide all the other values in the means.
         by_draw = np.where(np.isfinite(array), array, -1.0).reshape(len(array), -1).mean(-1)
         weights = np.linspace(0.0, 2.0, len(by_draw))
         return [float(by_draw.mean()), float((weights * by_draw).mean())]
@@ -183,6 +187,7 @@ def describe_component(thing: Any) -> Any:
     if thing is None:
         return None
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        # Fields that do not compare, such as the plan of an objective, follow from the programs.
         fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.compare}
         if all(isinstance(value, str | int | float | bool | None | tuple) for value in fields.values()):
             return {"type": type(thing).__name__, **fields}

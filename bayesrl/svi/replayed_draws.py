@@ -101,6 +101,7 @@ class ReplayDraws:
         num = self.num_particles - self._num_new
         if num == 0 and new is not None:
             return new
+        # The memory is on the host, so choose there, with the key as seed.
         chosen = self._chosen(np.random.default_rng(np.asarray(key_data(key)).ravel()), num)
         again = jax.tree.map(lambda x: x[chosen], self._memory)
         return again if new is None else jax.tree.map(lambda a, b: np.concatenate([a, b]), new, again)
@@ -131,6 +132,7 @@ class ReplayDraws:
         excess = max(0, _count(self._memory) - self._kept + _count(new) - self.capacity)
 
         def joined(old: np.ndarray, own: np.ndarray) -> np.ndarray:
+            # Stored data lie in front, and the oldest new draws right behind them.
             return np.concatenate([old[: self._kept], old[self._kept + excess :], own])
 
         self._memory = jax.tree.map(joined, self._memory, new)

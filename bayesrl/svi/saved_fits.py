@@ -81,6 +81,7 @@ def load(
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
+    # A rate that pilots chose is in the optimiser's state, which the checkpoint restores.
     rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
     optimiser = as_optimizer(optimizer) or default_optimizer(rate, settings["num_steps"])
     run = TrainingLoop(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)

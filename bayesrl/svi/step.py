@@ -254,6 +254,7 @@ def _apply(
     params = optax.apply_updates(old.params, updates)
 
     def keep(new: Any, old: Any) -> Any:
+        # Not `lax.cond`: under `vmap` over lanes it would compute both branches too.
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
 
     params, opt_state = keep(params, old.params), keep(opt_state, old.opt_state)
@@ -262,6 +263,7 @@ def _apply(
     average = jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), old.average, params)
     new = FitState(params, opt_state, average, old.skipped + ~fine, old.step + 1)
     seen = StepInfo(fine.astype(jnp.float32), loss, grad_norm, *info)
+    # Keep these counts of a skipped step, because they say why it was skipped.
     counted = keep(seen, jax.tree.map(jnp.zeros_like, seen))._replace(nonfinite=info.nonfinite)
     return replace(state, train=new), counted
 

@@ -120,7 +120,9 @@ class TrainingLoop:
             try:
                 while (done := int(state.train.step)) < self.num_steps:
                     steps = min(every, self.num_steps - done)
+                    # Within a chunk the temperature stays, since the compiled loop does not change it.
                     betas = self._betas_at(done)
+                    # The number of steps is an array, or a last chunk of another length would be traced anew.
                     train, sums = chunk(keys, replace(state, beta=betas), np.asarray(steps, np.int32))
                     state = replace(state, train=train, beta=betas)
                     rows.append(_row(self.setup, state, sums))
@@ -134,9 +136,11 @@ class TrainingLoop:
                     if stop:
                         break
             except KeyboardInterrupt:
+                # `state` is still that of the last whole chunk.
                 self._save(state, rows)
                 return state, rows, True
             except BayesRLError:
+                # Once the user has mended what failed, the run can go on from here.
                 self._save(state, rows)
                 raise
         self._save(state, rows)
@@ -159,10 +163,12 @@ class TrainingLoop:
                 train, sums = chunk(keys, trial, np.asarray(part, np.int32))
                 trial = replace(trial, train=train)
                 told.append(_objective(sums, betas, self.setup.betas))
+            # The first step measures J before any update, so it is the same at every rate.
             first = told[0] if first is None else first
             gains.append(np.nan_to_num(told[-1] - first, nan=-np.inf, neginf=-np.inf, posinf=-np.inf))
         gained = np.stack(gains)
         good = gained >= np.maximum(GOOD_PILOT * gained.max(0), 0.0)
+        # The rates rise, and argmax finds the first True.
         chosen = np.where(good.any(0), np.asarray(PILOT_RATES)[good.argmax(0)], UNPILOTED_RATE)
         return _at_rate(state, chosen)
 
@@ -264,6 +270,7 @@ class TrainingLoop:
             FitError: too many steps were not finite.
         """
         done, skipped = int(state.train.step), np.asarray(state.train.skipped)
+        # Before step 20, two skipped steps alone would be over the limit.
         if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
             sites = {name: int(np.asarray(count).sum()) for name, count in sums.nonfinite.items()}
             each = {name: pluralize(count, "draw") for name, count in sites.items() if count}
@@ -282,6 +289,7 @@ class TrainingLoop:
             return True
         if self.tolerance is None or (self.start_beta is not None and done < ANNEALED * self.num_steps):
             return False
+        # After a chunk of skipped steps the spread is nan, which is not below the tolerance.
         gap = self.setup.betas.reshape(rows[-1]["spread"].shape) / 2 * rows[-1]["spread"]
         return bool((gap < self.tolerance).all())
 

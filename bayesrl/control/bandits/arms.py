@@ -79,6 +79,7 @@ class Bandit(abc.ABC):
 
     def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Draw the rewards of actions with these expected rewards, [runs]."""
+        # Bernoulli draws integers, and a scan wants rewards of one type.
         return jnp.asarray(self.reward_distribution(values).sample(key), float)
 
 
@@ -112,6 +113,7 @@ class BernoulliArms(Bandit):
     def init(self, num_runs: Count) -> BetaBelief:
         """Return the prior."""
         shape = (num_runs, self.num_arms)
+        # Floats, even if the prior is given as integers: sums with rewards would change the type inside a scan.
         return BetaBelief(jnp.full(shape, float(self.prior_a)), jnp.full(shape, float(self.prior_b)))
 
     def update(self, state: BetaBelief, context: Array, arm: Array, reward: Array) -> BetaBelief:
@@ -157,6 +159,7 @@ class GaussianArms(Bandit):
     def update(self, state: NormalBelief, context: Array, arm: Array, reward: Array) -> NormalBelief:
         """Add precisions."""
         pulled = jax.nn.one_hot(arm, self.num_arms)
+        # Arms that were not pulled have gain 0, and keep their numbers to the last bit.
         gain = pulled * state.variance / (state.variance + self.noise**2)
         return NormalBelief(state.mean + gain * (reward[:, None] - state.mean), state.variance * (1 - gain))
 

@@ -8,6 +8,7 @@ from bayesrl.arguments import Positive, checked, integer_range, real_range
 from bayesrl.errors import ControlError
 
 _TAIL = 1e-6
+# They narrow a bracket of width 1 to 1e-12.
 _BISECTIONS = 40
 
 
@@ -39,7 +40,9 @@ def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[f
     """
     if discount == 0:
         return float(a / (a + b))
+    # A reward is at most 1, so all steps after the N-th are worth at most γᴺ/(1 − γ) ≤ 1e-6.
     steps = int(np.ceil(np.log(_TAIL * (1 - discount)) / np.log(discount)))
+    # Who never retires earns the mean in each step, so the index is no less.
     low, high = float(a / (a + b)), 1.0
     for _ in range(_BISECTIONS):
         rate = (low + high) / 2
@@ -96,10 +99,12 @@ def bayes_optimal_regret(
     value = np.zeros((horizon + 2,) * 3)
     for done in reversed(range(horizon)):
         s, f, t = np.ogrid[: done + 1, : done + 1, : done + 1]
+        # Where s + f + t is more than `done` there is no such state; 0 keeps its probability a number.
         failed = np.maximum(done - s - f - t, 0)
         first, second = (a + s) / (a + b + s + f), (b + failed) / (a + b + t + failed)
         old = value[: done + 2, : done + 2, : done + 2]
         one = first * (1 + old[1:, :-1, :-1]) + (1 - first) * old[:-1, 1:, :-1]
+        # Failures of the second arm have no axis: they are what `done` leaves over.
         other = (1 - second) * (1 + old[:-1, :-1, 1:]) + second * old[:-1, :-1, :-1]
         value = np.zeros((horizon + 2,) * 3)
         value[: done + 1, : done + 1, : done + 1] = np.maximum(one, other)

@@ -101,6 +101,7 @@ def play_bandit(
     played = _play(bandit, exploration, num_steps, together)
     parts = jax.device_get([played(k) for k in split_keys(key, count)])
     arms, regret, posterior = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_runs], *parts)
+    # Arms come first: the value of an arm out of range is nan, and would be blamed on the bandit.
     bad = (arms < 0) | (arms >= bandit.num_arms)
     if bad.any():
         raise ControlError(
@@ -136,6 +137,7 @@ def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> An
         instances = bandit.sample_instances(instance_key, num_runs)
 
         def step(state: Any, time: Array) -> tuple[Any, tuple[Array, Array]]:
+            # Keys depend on the step alone, so a longer run begins with the same steps.
             keys = jax.random.split(jax.random.fold_in(step_key, time), 3)
             context = bandit.sample_context(keys[0], num_runs)
             arm = exploration(keys[1], bandit.posterior(state, context), time)

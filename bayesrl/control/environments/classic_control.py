@@ -61,6 +61,7 @@ class CartPole(Environment):
 
     def features(self, observation: Array) -> Array:
         """Scale the state to about unit size."""
+        # Angles stay below 12°, which is .21 rad.
         return observation / jnp.array([1.0, 1.0, 0.2, 1.0])
 
 

@@ -87,6 +87,7 @@ def to_tabular(
 
 def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
     """Compute the model's best action in each state with many steps to go; None if its value has no bound."""
+    # With every state a possible start, states in which episodes also end get a best action too.
     start = np.full(len(model.table), 1 / len(model.table))
     try:
         mdp = _problem(environment, model, start, None, discount=0.99)
@@ -115,6 +116,7 @@ def _problem(
     name = env_name(environment)
     known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
     named = max(model.columns) < len(known)
+    # A layout numbers cells as the environment does inside its wrappers.
     in_place = model.inside == list(range(len(table)))
     return from_outcomes(
         lists,

@@ -76,6 +76,7 @@ def detect_interface(env: Any) -> EnvInterface:
 def strip_autoreset(env: Any) -> Any:
     """Remove wrappers that reset by themselves, since they lose the last observation of an episode."""
     while "AutoReset" in type(env).__name__:
+        # Not getattr, because wrappers pass unknown names on to the environment inside.
         inner = vars(env).get("env", vars(env).get("_env"))
         if inner is None:
             break
@@ -87,6 +88,7 @@ def _num_arguments(method: Any) -> int:
     try:
         params = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):
+        # A method that hides its arguments counts as gymnax's, which has the most.
         return 4
     return 4 if any(p.kind is p.VAR_POSITIONAL for p in params) else sum(p.kind is not p.VAR_KEYWORD for p in params)
 
@@ -112,6 +114,7 @@ def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -
     else:
         seen, after, reward, done, info = _unpack(env, given, "step", "observation, state, reward, done, info")
         terminated, truncated = _split_done(env, after, done, info, params, own=own)
+    # `step_env` does not reset, so its observation is the last one already.
     infos = info if isinstance(info, dict) and not own else {}
     final = next((infos[name] for name in _FINAL if name in infos), None)
     if final is not None:
@@ -143,6 +146,7 @@ def _jumanji_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
 
 def _jumanji_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     after, step = env.step(state, action)
+    # As in dm_env: 2 is the last step, and one with a discount above 0 was cut off.
     last, going_on = jnp.asarray(step.step_type) == 2, jnp.asarray(step.discount) > 0
     return EnvStep(step.observation, after, step.reward, last & ~going_on, last & going_on)
 

@@ -198,6 +198,7 @@ class JaxEnvironment(Environment):
             )
 
         def cast(new: Any, old: Any) -> Any:
+            # A state may hold typed keys, which cannot be cast.
             is_key = jnp.issubdtype(getattr(old, "dtype", float), jax.dtypes.extended)
             return new if is_key else jnp.asarray(new, jnp.result_type(old))
 

@@ -219,6 +219,7 @@ def evaluate_off_policy(
         mean, se = float(rows.mean()), float(rows.std(ddof=1) / np.sqrt(num)) if num > 1 else float("nan")
     z = float(ndtri((1 + level) / 2))
     last = weights[:, -1]
+    # If no row follows the policy, all weights are 0, and so is ess.
     ess = float(last.sum() ** 2 / max((last**2).sum(), 1e-300))
     return OffPolicyEstimate(mean, se, mean - z * se, mean + z * se, ess)
 
@@ -244,12 +245,14 @@ def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.nda
     to_go = returns_to_go(rewards, data.discount)
     features = _features(data).reshape(*held.shape, -1)
     predicted = np.zeros((*held.shape, int(data.num_actions or 1)))
+    # Episodes go into a fold as a whole: their steps share rewards.
     fold = np.arange(len(rewards)) % min(folds, max(len(rewards), 2))
     for k in np.unique(fold):
         for a in range(predicted.shape[-1]):
             rows = held & (steps == a) & (fold != k)[:, None]
             x, y = features[rows], to_go[rows]
             center = y.mean() if len(y) else 0.0
+            # Centred, so that the penalty pulls towards the mean return, not towards 0.
             weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[-1]), x.T @ (y - center))
             predicted[fold == k, :, a] = center + features[fold == k] @ weights
     return predicted
@@ -303,6 +306,7 @@ class LoggedEnvironment(Environment):
         logged = np.eye(self.num_actions)[data.action] * (data.reward - q[np.arange(len(q)), 0, data.action])[:, None]
         rewards = q[:, 0] + logged / np.where(data.mask, data.propensity, 1.0)[:, None]
         self._rewards = jax.device_put(rewards.astype(np.float32))
+        # Padding is never drawn: 1e-38 stands for 0, whose logarithm NumPyro refuses as a logit.
         self._rows = jax.device_put(np.log(np.where(data.mask, 1.0, 1e-38)).astype(np.float32))
 
     def reset(self) -> Array:

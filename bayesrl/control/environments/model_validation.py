@@ -44,6 +44,7 @@ def validate_model(
         Distribution of the first state, [states], and the actions that each state allows, [states, actions], if masked.
     """
     trial = _Trial(model, masked=masked)
+    # Seeded once, so that a second trial of the same environment plays the same steps.
     trial.ask(lambda: model.core.reset(seed=0))
     starts = np.bincount([trial.reset() for _ in range(_STARTS)], minlength=len(model.seen))
     start = trial.start_distribution(starts)
@@ -52,6 +53,7 @@ def validate_model(
     best = plan()
     if best is not None:
         trial.play(lambda state: int(best[state]))
+        # A fifth of the actions are random, to meet the states beside the best way.
         trial.play(lambda s: int(best[s]) if trial.rng.random() < 0.8 else trial.random_action(s))
     pooled = [_pool(model.table[state][action], counts) for (state, action), counts in trial.counts.items()]
     _check_frequencies(pooled, "what follows on actions")
@@ -202,6 +204,7 @@ class _Trial:
     def play(self, choose: Callable[[int], int]) -> None:
         """Play whole episodes by a policy."""
         steps = 0
+        # An episode takes a tenth of the steps at most, so that several are played.
         longest = min(self.model.limit or _MAX_STEPS, _MAX_STEPS // 10)
         for _ in range(_EPISODES):
             state, over, length = self.reset(), False, 0
@@ -231,10 +234,13 @@ def _check_frequencies(pooled: list[tuple[np.ndarray, np.ndarray]], what: str) -
         p, number = _lump_rare(p, number, n)
         k, n = len(p), int(number.sum())
         if k > 1 and n > 0:
+            # The exact variance of Pearson's statistic, for few draws too.
             spread = 2 * (k - 1) + (float((1 / p).sum()) - k**2 - 2 * k + 2) / n
             square += float(((number - n * p) ** 2 / (n * p)).sum()), k - 1, spread
     for name, (found, expected, variance) in {"chi-square": square, "log-probability": surprise}.items():
+        # Counts that are nearer to the probabilities than chance allows are no reason to refuse.
         far = found - expected if name == "chi-square" else abs(found - expected)
+        # If all outcomes are equally likely, the variance of log-probabilities is 0, and rounding remains.
         if far > _MAX_DEVIATIONS * variance**0.5 + 1e-6 * abs(expected):
             raise ControlError(
                 f"{what} are not as frequent in play as the published model says: their {name} is {found:.5g}, "
@@ -248,6 +254,7 @@ def _lump_rare(p: np.ndarray, number: np.ndarray, n: int) -> tuple[np.ndarray, n
     if not rare.any():
         return p, number
     lump, count = p[rare].sum(), number[rare].sum()
+    # Rare even together: leave them out, and count the draws of the others alone.
     if n * lump < 1:
         return p[~rare] / p[~rare].sum(), number[~rare]
     return np.append(p[~rare], lump), np.append(number[~rare], count)

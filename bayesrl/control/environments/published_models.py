@@ -246,6 +246,7 @@ def observation_key(seen: Any) -> Any:
     if isinstance(seen, tuple | list):
         return tuple(observation_key(value) for value in seen)
     array = np.asarray(seen)
+    # Numbers are equal across types, bytes are not; but arrays of one space should have one type.
     return array.item() if array.ndim == 0 else (array.shape, array.tobytes())
 
 

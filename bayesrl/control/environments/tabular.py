@@ -142,6 +142,7 @@ class TabularMDP:
         rows = np.repeat(np.arange(states * actions), outcomes)
         alive = np.where(self.terminal[:, None, None], 0.0, self.probabilities)
         shape = (states * actions, states)
+        # The constructor adds up outcomes with the same successor.
         matrix = sp.csr_array((alive.ravel(), (rows, self.successors.ravel())), shape=shape)
         matrix.eliminate_zeros()
         return matrix
@@ -199,6 +200,7 @@ class TabularMDP:
 
     def _check_ends(self) -> None:
         """Follow the prior's steps backwards from the terminal states."""
+        # In a finite process, an end that every state can reach is reached with probability 1.
         weights = sp.kron(sp.eye_array(self.num_states), np.ones((1, self.num_actions)), format="csr")
         steps = weights @ sp.diags_array((self.prior > 0).ravel().astype(float)) @ self.transitions()
         ends = can_reach(steps, self.terminal)

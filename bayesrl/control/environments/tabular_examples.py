@@ -14,6 +14,7 @@ _BYTES_OF_STATE = 1000
 
 _FITS = MemoryNeed(lambda given: _BYTES_OF_STATE * given["num_states"], ("num_states",), "use a smaller one")
 _SQUARE_FITS = MemoryNeed(lambda given: _BYTES_OF_STATE * given["size"] ** 2, ("size",), "use a smaller one")
+# Clockwise, so that the next action in turn is a step to the right.
 _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
@@ -104,6 +105,7 @@ def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> Tabula
     table = []
     for cell in range(end):
         below, column = size * (cell // size + 1), cell % size
+        # Below the last row lies the end, whatever the column.
         left, right = (min(below + max(column - 1, 0), end), min(below + min(column + 1, size - 1), end))
         won = 1.0 if cell == end - 1 else 0.0
         table.append([[(left, 1.0, 0.0)], [(right, 1.0, won - 0.01 / size)]])
@@ -174,6 +176,7 @@ def grid_world(
     return from_outcomes(
         table,
         start=start,
+        # Nobody enters a wall; as an end, it is no state from which the prior reaches none.
         terminal=np.isin(kinds, ["G", "H", "#"]),
         horizon=horizon,
         discount=discount,

@@ -201,4 +201,5 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
     by_state = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
     times, states = (np.arange(num, dtype=np.int32) for num in (horizon, num_states))
     probs = np.asarray(closure_jit(by_state, name="action_probs")(times, states), float)
+    # Rows of a single-precision softmax sum to 1 within 1e-7 or so; exact planning works in double.
     return probs / probs.sum(-1, keepdims=True)

@@ -89,6 +89,7 @@ class BetaBelief(_Beta, Belief):
             low, high, x = carry
             over = betainc(self.a, self.b, x) - level
             low, high = jnp.where(over > 0, low, x), jnp.where(over > 0, x, high)
+            # Far out in a tail the density underflows; so long a step leaves the bracket, which is then halved.
             moved = x - over / jnp.maximum(jnp.exp(beta.log_prob(x)), 1e-30)
             return low, high, jnp.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
 
@@ -149,6 +150,7 @@ class LinearBelief(_Linear, Belief):
     @property
     def variance(self) -> Array:
         """xᵀ·Λ⁻¹·x."""
+        # With Λ = L·Lᵀ, xᵀ·Λ⁻¹·x = |L⁻¹·x|²: one triangular solve, and no inverse.
         halves = jax.scipy.linalg.solve_triangular(self.factor, jnp.swapaxes(self.features, -1, -2), lower=True)
         return (halves**2).sum(-2)
 
@@ -186,6 +188,7 @@ class LogisticBelief(LinearBelief):
 
     def quantile(self, level: Array | float) -> Array:
         """σ of the quantile of x·θ."""
+        # The mean and variance of this class are those after σ, and the quantile needs those of x·θ.
         return jax.nn.sigmoid(LinearBelief(*self).quantile(level))
 
 
@@ -240,6 +243,7 @@ def sample_by_precision(key: PRNGKey, loc: Array, factor: Array, num_samples: tu
     """
     noise = jax.random.normal(key, (*num_samples, *loc.shape))[..., None]
     factor = jnp.broadcast_to(factor, (*num_samples, *factor.shape))
+    # Lᵀ·z = noise gives z the covariance L⁻ᵀ·L⁻¹ = Λ⁻¹.
     return loc + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)[..., 0]
 
 
@@ -250,6 +254,7 @@ def sample_dirichlet(key: PRNGKey, concentration: Array) -> Array:
     underflowing.
     """
     gamma_key, power_key = jax.random.split(key)
+    # A uniform number of 0 would have the logarithm −inf.
     uniform = jax.random.uniform(power_key, concentration.shape, minval=1e-37)
     logs = jnp.log(sample_gamma(gamma_key, concentration + 1.0)) + jnp.log(uniform) / concentration
     return jax.nn.softmax(logs, -1)
@@ -267,6 +272,7 @@ def sample_gamma(key: PRNGKey, shape: Array) -> Array:
     # Without nan, the loop would retry a bad shape for ever.
     center = jnp.where((shape >= 1) & (shape < jnp.inf), shape - 1 / 3, jnp.nan).ravel()
     number = center.size
+    # Room for three times the rejections expected; what does not fit waits for the next round.
     room = max(number // 16, 16)
 
     def attempt(key: PRNGKey, center: Array) -> tuple[Array, Array]:

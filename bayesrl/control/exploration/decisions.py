@@ -39,6 +39,7 @@ class Decision(NamedTuple):
         allowed = xp.ones((), bool) if allowed is None else allowed
         among = xp.where(allowed, values, -xp.inf)
         loss = xp.where(allowed, among.max(-1, keepdims=True) - values, xp.nan)
+        # The first of several equal values wins, so the probabilities sum to 1.
         best = among.argmax(-1)[..., None] == xp.arange(values.shape[-1])
         ends = xp.quantile(loss, xp.asarray([0.025, 0.975]), axis=0)
         return cls(best.mean(0), loss.mean(0), xp.moveaxis(ends, 0, -1))
@@ -74,6 +75,7 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
         True
     """
     try:
+        # Traced only: shapes that do not fit together are refused before anything compiles.
         shape = jax.eval_shape(belief.sample, key).shape
     except (TypeError, ValueError) as error:
         raise ControlError(

@@ -17,6 +17,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 from bayesrl.value_checks import is_function
 
+# The bracket spans a factor of about 1e7 at most; halved so often, its logarithm is known to 1e-11.
 _HALVINGS = 40
 
 
@@ -65,6 +66,7 @@ class Exploration(abc.ABC):
 
 
 def _is_rule(value: Any) -> bool:
+    # `thompson` without its brackets is a function too, but one that makes a rule.
     makes_one = getattr(value, "__module__", "") == __name__
     return isinstance(value, Exploration) or (is_function(value) and not isinstance(value, type) and not makes_one)
 
@@ -123,6 +125,7 @@ class EpsilonGreedy(Exploration):
         values = fitted.enumerate_support()
         best = values[jnp.argmax(fitted.log_prob(values))]
         action = jnp.where(jax.random.bernoulli(which, self.epsilon), prior.sample(own), best)
+        # The density of the mixture: the prior, too, may draw the likeliest action.
         greedy_log_prob = jnp.where(action == best, jnp.log1p(-self.epsilon), -jnp.inf)
         return action, jnp.logaddexp(greedy_log_prob, prior.log_prob(action) + jnp.log(self.epsilon))
 
@@ -160,6 +163,7 @@ class BayesUCB(Exploration):
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
+        # `time` counts from 0, so the docstring's t is time + 1.
         return _best(key, belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0)))
 
 
@@ -320,6 +324,7 @@ def _temperature(below: Array, variance: Array) -> Array:
     def rising(tau: Array) -> Array:
         scores = below / tau[..., None] + variance / (2 * tau[..., None] ** 2)
         probs = jax.nn.softmax(scores, -1)
+        # f′(τ) = log Σ exp(s) − Σ p·(μ/τ + σ²/τ²), with scores s and p = softmax(s); 0·(−inf) would be nan.
         slopes = jnp.where(probs > 0, scores + variance / (2 * tau[..., None] ** 2), 0.0)
         return jax.nn.logsumexp(scores, -1) - (probs * slopes).sum(-1) > 0
 

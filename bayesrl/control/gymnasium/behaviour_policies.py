@@ -56,6 +56,7 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
         # The density of the mixture, not of the branch taken: importance weights then stay bounded.
         by_guide, by_prior = fitted.log_prob(action), prior.log_prob(action)
+        # At a share of 0 or 1, one of the logarithms is −inf, which logaddexp takes.
         return action, jnp.logaddexp(by_guide + jnp.log1p(-jnp.asarray(share)), by_prior + jnp.log(jnp.asarray(share)))
 
     return behave

@@ -118,6 +118,7 @@ class RecordedRollout(EpisodeProgram):
     def play(self, choose: PolicyFn) -> Any:
         """Score the recorded steps; see `EpisodeProgram.run`."""
         seen = self.environment.observations
+        # With a mask appended, an observation is no longer one integer.
         placeholder = RecordedValue(seen.shape, seen.dtype, None if seen.masked else seen.num)
 
         def step(carry: None, time: Array) -> tuple[None, None]:

@@ -214,6 +214,7 @@ class GymnasiumSource(BatchSource):
         for t in range(size):
             chosen = functions.act(params, key, np.asarray(t, np.int32), playing.observation)
             action, log_prob = jax.device_get(chosen)
+            # Only a draw tells the shape and type of actions.
             if t == 0:
                 actions = sites["action"] = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
             lanes = np.flatnonzero(at <= self.window)
@@ -223,12 +224,14 @@ class GymnasiumSource(BatchSource):
             if t == self.window:
                 break
             step = playing.step(action)
+            # The last row only values what follows, so no step is recorded in it.
             lanes = np.flatnonzero(at < self.window)
             rows = at[lanes]
             earned[lanes, rows], counts[lanes, rows] = step.reward[lanes], step.counts[lanes]
             terminated[lanes, rows] = step.terminated[lanes]
             # A failed episode is dropped as a whole, as far as it lies in this window.
             for i in np.flatnonzero(step.failed):
+                # `length` includes the step that failed, which is that of row at[i].
                 counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
             at += 1
             if step.last is not None:

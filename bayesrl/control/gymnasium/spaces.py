@@ -128,6 +128,7 @@ class Actions:
         if self.num is not None:
             return dist.Categorical(logits=jax.device_put(np.zeros(self.num, np.float32)), validate_args=False)
         if self.sizes:
+            # Integers with fewer values than others are padded with values that are never drawn.
             known = np.arange(max(self.sizes)) < np.asarray(self.sizes)[:, None]
             logits = jax.device_put(np.where(known, 0.0, NEVER).astype(np.float32))
             return dist.Categorical(logits=logits, validate_args=False).to_event(1)

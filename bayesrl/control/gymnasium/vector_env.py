@@ -93,6 +93,7 @@ def open_environments(source: Any, number: int, seed: int) -> Any:
 
     try:
         if callable(source.environment):
+            # Made to see what the function gives, this one is then played in, too.
             spare.append(make_environment(source.environment))
             if isinstance(spare[0], VectorEnv):
                 return spare[0]
@@ -123,6 +124,7 @@ def _guarded() -> Any:
         def reset(self, **options: Any) -> Any:
             """Reset with the environment's own next seed."""
             options.pop("seed", None)
+            # This ends: `failures` raises when there are too many.
             while True:
                 self._now, self._length = self._seed, 0
                 self._seed += self._stride
@@ -140,6 +142,7 @@ def _guarded() -> Any:
                 return self._seen, *given, self._with_mask(info)
             except Exception as error:  # noqa: BLE001
                 self._renew(error)
+                # Cut off, so that the next call resets this environment.
                 return self._seen, 0.0, False, True, {_FAILED: True}
 
         def _with_mask(self, info: Any) -> Any:
@@ -269,6 +272,7 @@ class VectorRunner:
                 "environments that start the next episode in the same step give no info['final_obs'], so what the last "
                 "one ended in is unknown; use autoreset_mode=AutoresetMode.NEXT_STEP"
             )
+        # Gymnasium gives last observations one by one, in an array of objects.
         for i in np.flatnonzero(ended):
             last[i] = self._observations.one(found[i])
         self._check("an observation", last)

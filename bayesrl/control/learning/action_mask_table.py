@@ -29,6 +29,7 @@ class ActionMaskTable:
         states = np.append(episode.observation, episode.next_observation[-1:])
         # No action follows the end of an episode, so its last mask does not count.
         number = len(episode.reward) + (not episode.terminated)
+        # On a copy: an episode that is refused must leave the table as it was.
         seen = self._seen.copy()
         for state, allowed in zip(states[:number].tolist(), episode.allowed[:number], strict=True):
             if same and allowed.any() and seen[state].any() and (seen[state] != allowed).any():
@@ -47,4 +48,5 @@ class ActionMaskTable:
     def restore(self, array: np.ndarray) -> None:
         """Restore the table from a checkpoint."""
         flags = array.astype(bool)
+        # `table` allows all where nothing was seen; those rows become empty again.
         self._seen = flags[:, :-1] & flags[:, -1:]

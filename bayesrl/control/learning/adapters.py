@@ -41,6 +41,7 @@ class TabularAdapter(EnvAdapter):
         self.action_names, self.name = mdp.action_names, mdp.name or "table"
         self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
         self.discount = mdp.discount
+        # The best over all actions, not only over those that the prior takes.
         self.optimum = float(soft_value_iteration(mdp.replace(prior=None), 0.0).objective)
         self._cumulated = mdp.probabilities.cumsum(-1)
         self._state, self._rng = 0, np.random.default_rng(0)
@@ -87,6 +88,7 @@ class GymnasiumAdapter(EnvAdapter):
         self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
         given = sorted(getattr(spec, "kwargs", {}).items())
+        # How an environment is shown does not change the run.
         self.options = {key: _stable_repr(value) for key, value in given if key != "render_mode"}
         around = [
             f"{type(one).__name__}({_stable_repr(getattr(one, '_saved_kwargs', {}))})"
@@ -139,6 +141,7 @@ class GymnasiumAdapter(EnvAdapter):
             earned = float(np.asarray(reward).item() if np.ndim(reward) == 0 else np.nan)
         except (TypeError, ValueError):
             earned = np.nan
+        # `play` refuses floats that are not finite, and knows the step.
         if np.isnan(earned) and not isinstance(reward, float | np.floating):
             raise ControlError(f"{self.name} gave the reward {reward!r:.100}; let it give one finite number")
         return self._taken(seen, info), earned, bool(terminated), bool(truncated)

@@ -160,6 +160,7 @@ def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
     earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
     alive = ~mdp.terminal
     for t in reversed(range(steps)):
+        # Backups fill terminal states too, and what is earned there must not count.
         ahead = (mdp.probabilities * (value * alive)[mdp.successors]).sum(-1)
         value = (probs[min(t, len(probs) - 1)] * (earned + mdp.discount * ahead)).sum(-1)
     return float(mdp.start @ (value * alive))

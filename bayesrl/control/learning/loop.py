@@ -136,6 +136,7 @@ class _Loop:
         """Run, and return whether Ctrl-C ended it."""
         if folder is not None:
             self._restore(folder)
+            # A run that has nothing left to do keeps the settings with which it ran.
             if len(self.rows) < self.num_episodes:
                 run_folder.save_problem(folder, problem)
         saved, halfway, interrupted = time.monotonic(), False, False
@@ -184,6 +185,7 @@ class _Loop:
         # Snapshots follow episodes 1, 2, 5, 10, 20, 50 and so on, and the last one.
         if str(number + 1).rstrip("0") in ("1", "2", "5") or number + 1 == self.num_episodes:
             self.snapshots.append(Snapshot(number + 1, int(sum(row["length"] for row in self.rows))))
+        # Outside the try: if the callback fails, the episode stands.
         return bool(self.callback is not None and self.callback(row))
 
     def _converged(self) -> bool:

@@ -146,6 +146,7 @@ def predictive_p_values(
 
     def replicate_once(key: PRNGKey, theta: Any, rows: Experience) -> dict[str, tuple[Any, Any]]:
         """Compute the statistics of the replicated and of the observed data, by site."""
+        # It draws observed sites anew, and keeps what was observed in infer["obs"].
         model = handlers.uncondition(handlers.substitute(agent_state.model, data=theta))
         with handlers.block(), handlers.trace() as trace:
             handlers.seed(model, rng_seed=key)(rows, result.env.blank)
@@ -210,12 +211,14 @@ def nuts_posterior(
     each = result.env.num_actions
     what = f"nuts_posterior(num_samples={num_samples}, num_chains={num_chains})"
     check_memory(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
+    # Before any step, one blank row stands in, so that no array is empty.
     rows = agent_state.rows(0, max(agent_state.memory.num_rows, 1))
     sampler = MCMC(
         NUTS(agent_state.model),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
+        # NumPyro's default wants a device for each chain.
         chain_method="vectorized",
         progress_bar=False,
     )

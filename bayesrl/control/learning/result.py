@@ -200,7 +200,9 @@ class LearnResult(Displayable):
         training = _dataset({k: v for k, v in self.history.items() if k != "episode"}, "episode")
         groups: dict[str, Any] = {"training": training.assign_coords(episode=self.history["episode"])}
         if isinstance(self.agent_state, BayesianAgentState):
+            # A fixed key: one result gives the same tree each time.
             sites = self.sample(dummy_key())
+            # Sites of millions of numbers are left out; `sample` gives them.
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
             groups["posterior"] = draws_dataset(small)
             memory = self.agent_state.memory.arrays()

@@ -89,6 +89,7 @@ class FixedNature(Messenger):
         batch = shape[: len(shape) - site.event_dim]
         fn = msg["fn"] if tuple(msg["fn"].batch_shape) == batch else msg["fn"].expand(batch)
         drawn = fn.sample(keys[name])
+        # Stopped here: whoever enumerates the actions must not see a site of nature.
         msg["value"], msg["stop"] = drawn, True
         if name in values:
             reward(f"{name}$martingale", -_surprise(site, fn, drawn, values[name]))

@@ -38,6 +38,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
         num_warmup=NUM_WARMUP,
         num_samples=NUM_DRAWS,
         num_chains=NUM_CHAINS,
+        # Parallel chains would need a device each.
         chain_method="vectorized",
         progress_bar=False,
     )
@@ -62,6 +63,7 @@ def bracket_by_nuts(
         reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
         return replace(found, caveat=reason)
     se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
+    # A constant w has no error, and its Monte Carlo error is nan.
     se = se if math.isfinite(se) else 0.0
     given = 0.0 if found.log_marginal is None or beta is None else float(found.log_marginal.mean)
     mean = float(per_draw.mean()) - given

@@ -91,6 +91,7 @@ def bracket_by_particles(
 
 def _better_engine(key: PRNGKey, programs: Programs, params: Params, beta: float | None, num: int) -> ParticleEngine:
     """Propose from the prior or from the fit: log Ẑ is too low on average, and the better proposal's is higher."""
+    # A small pilot, as only the order of the two matters.
     small = ParticleOptions(min(num, 64), _PILOT, 0.5, "systematic", None)
     proposals = [None, (programs, params)]
     means = []
@@ -143,6 +144,7 @@ def _chain(
         Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.5.
     """
     structure = programs.structure
+    # Sweeps take the numbers from 0.
     rng = numpy_generator(fold_in(key, 2**20))
     paths, trail = _one_of_each(rng, forward, structure), []
     for sweep in range(_SWEEPS):
@@ -156,6 +158,7 @@ def _have_met(values: np.ndarray) -> bool:
     """Whether chains [chains, sweeps] agree (R-hat), and their mean over chains does not drift (a t-test)."""
     chains, sweeps = values.shape
     within, between = values.var(1, ddof=1).mean(), values.mean(1).var(ddof=1)
+    # Without any spread R-hat is undefined: the chains agree or they do not.
     if within < _NOTHING:
         return bool(between < _NOTHING)
     rhat = math.sqrt((sweeps - 1) / sweeps + between / within)
@@ -167,6 +170,7 @@ def _have_met(values: np.ndarray) -> bool:
 def _one_of_each(rng: np.random.Generator, runs: _Runs, structure: Any) -> dict[str, np.ndarray]:
     """Choose one path of each run in proportion to its weight, in each context on its own."""
     gumbel = rng.gumbel(size=runs.log_weights.shape)
+    # Gumbel's trick: one array of noise draws for all runs and contexts, and never takes a weight of 0.
     index = (runs.log_weights + gumbel).argmax(1)  # [replications, contexts]
     axes, shape = context_axes(structure), structure.context_shape
     return {
@@ -199,6 +203,7 @@ def _joined(
     lower = Estimate(*mean_of_draws(low.mean(1)))
     upper = Estimate(*mean_of_draws(high.mean(1))) if has_upper else None
     least = np.asarray(markov_lower(low.sum(1)) / contexts - rounding)
+    # E[1/Ẑ] = 1/Z, so the lower limit of −log Z, with its sign turned, is the upper one of log Z.
     most = np.asarray(-markov_lower(-high.sum(1)) / contexts + rounding if has_upper else np.inf)
     # The spread of single runs, not of their mean: where it is wide, Ẑ is skewed and a few runs decide.
     trusted = bool(low.std(0).max() < _SPREAD and (not has_upper or high.std(0).max() < _SPREAD))
@@ -236,6 +241,7 @@ def _mean_under_target(programs: Programs, params: Params, beta: float | None, r
     weights = np.exp(runs.log_weights - logsumexp(runs.log_weights, axis=(0, 1), keepdims=True))
     w = np.where(weights > 0, w, 0.0)
     mean = (weights * w).sum((0, 1))
+    # Particles of one run depend on one another, so their influence is summed before its spread is taken.
     influence = len(w) * (weights * (w - mean)).sum(1).mean(-1)
     return float(mean.mean()), float(influence.std(ddof=1) / math.sqrt(len(influence)))
 

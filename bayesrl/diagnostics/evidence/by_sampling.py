@@ -35,6 +35,7 @@ def bracket_by_sampling(
         sample = draw(num)
         _check_rewards(structure, sample.reward, bounds)
         never = bool((sample.reward[: sample.num_fit] == -np.inf).any())
+        # The J of a fit that draws −∞ is set below, so what averages warn of does not matter.
         with np.errstate(invalid="ignore" if never else "warn"):
             sampled = TemperedSample(sample, beta, observed=bool(structure.names("observed")), bounds=bounds)
             found = sampled.evidence(structure.context_shape, "importance")

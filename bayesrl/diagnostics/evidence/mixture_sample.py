@@ -102,6 +102,7 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
     contexts = structure.context_shape
     if axes is None:
         return np.zeros((num, 0, 2), np.uint32)
+    # Two sums of 32 bits: with one, about two pairs of 2¹⁷ different draws would look equal by chance.
     total = np.zeros((num, *contexts, 2), np.uint32)
     for index, (name, own) in enumerate(axes):
         values = np.asarray(sites[name]).astype(np.int32).astype(np.uint32)

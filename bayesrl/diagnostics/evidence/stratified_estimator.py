@@ -28,6 +28,7 @@ class StratifiedEstimator:
 
     def regress(self, terms: np.ndarray) -> tuple[InfluenceEstimate, np.ndarray]:
         """Average terms, less what the controls explain of them within the strata; also return the slopes."""
+        # The strata's sizes are fixed, so differences between strata are no noise for the controls to explain.
         covariance = np.einsum("knc,nc->kc", self._centred, self._centre(terms))
         slopes = np.einsum("ckl,lc->ck", self._solve, covariance)
         return self.plain(terms - np.einsum("ck,knc->nc", slopes, self.controls)), slopes

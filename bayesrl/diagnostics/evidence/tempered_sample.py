@@ -157,6 +157,7 @@ class TemperedSample:
         limit = markov_lower(groups.sum(1), LEVEL / 2) / contexts
         if self._bounded:
             pairs, top = self._pairs()
+            # Contexts share the level, so that all of their limits hold together.
             least = pairs.mean(0) - bernstein_width(pairs.var(0, ddof=1), len(pairs), top, LEVEL / 2 / contexts)
             if (least > 0).all():
                 limit = max(limit, float((np.log(least) + self.scale).mean()))
@@ -166,6 +167,7 @@ class TemperedSample:
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Average weights over pairs of one draw of the fit and one of the prior; also return their greatest value."""
         k = self.sample.num_fit
+        # π₀/m is at most 2, so no weight exceeds twice the greatest p̂/π₀.
         log_top = self._log_top - math.log(0.5) - self.scale
         with np.errstate(over="ignore"):
             top = np.minimum(np.exp(log_top), 1e300)

@@ -59,6 +59,7 @@ def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: Sha
             kind = dist.HurdleLogits if is_discrete(fn) else Hurdle
         return kind(base, _gate_logits(fn) + theta[..., 0])
     count = int(fn.mixture_size)
+    # NumPyro refuses −inf as a logit.
     logits = jnp.maximum(fn.mixing_distribution.logits, -1e30) + theta[..., :count]
     weights = dist.CategoricalLogits(logits)
     rest = theta[..., count:]
@@ -90,4 +91,5 @@ def _tilted(part: Any, theta: Array, tilted: Tilted, name: str, shape_of: ShapeO
 def _gate_logits(fn: Any) -> Array:
     if hasattr(fn, "gate_logits"):
         return jnp.asarray(fn.gate_logits)
+    # A gate of exactly 0 or 1 would have an infinite logit, to which no θ adds anything.
     return jnp.log(jnp.maximum(fn.gate, _LEAST)) - jnp.log(jnp.maximum(1 - fn.gate, _LEAST))

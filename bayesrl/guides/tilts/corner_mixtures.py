@@ -37,6 +37,7 @@ class AwayGamma(GammaParameters):
         """Draw [*sample_shape, *batch]: first λ by inverting its distribution function, then x."""
         shape = sample_shape + self.batch_shape
         outer, inner = jax.random.split(key)
+        # λ has the density λ⁻ᶜ⁻¹ between r and 2r, up to a factor, so λ⁻ᶜ is uniform there.
         share = jax.random.uniform(outer, shape)
         log_rate = (
             jnp.log(self.rate) - jnp.log1p(share * jnp.expm1(-self.concentration * math.log(2))) / self.concentration
@@ -48,6 +49,7 @@ class AwayGamma(GammaParameters):
         low = jnp.asarray(value) < LEAST
         value = jnp.where(low, LEAST, value)
         c, far = self.concentration, self.rate * value
+        # log(1 − e⁻ʳˣ); below `LEAST`, the density there times the width of the atom.
         apart = jnp.log(-jnp.expm1(-jnp.maximum(far, LEAST))) + jnp.where(low, math.log(LEAST), 0.0)
         size = gammaln(c) - c * jnp.log(self.rate) + jnp.log(-jnp.expm1(-c * math.log(2)))
         return (c - 1) * jnp.log(value) - far + apart - size
@@ -55,6 +57,7 @@ class AwayGamma(GammaParameters):
 
 def num_corner_parameters(fn: Any) -> int:
     """Count the numbers in the tilt of one element's parts, of a Gamma, Beta or Dirichlet, censored or not."""
+    # Two weights, and the concentration and rate of two parts.
     if isinstance(fn, (dist.Gamma, CensoredGamma)):
         return 6
     size = 2 if isinstance(fn, (dist.Beta, CensoredBeta)) else int(jnp.shape(fn.concentration)[-1])
@@ -69,6 +72,7 @@ def split_at_corners(fn: Any, theta: Array) -> Any:
     """
     if isinstance(fn, CensoredGamma):
         c, r = fn.concentration, fn.rate
+        # The integral of xᶜ⁻¹e⁻²ʳˣ is 2⁻ᶜ of that of xᶜ⁻¹e⁻ʳˣ: the weight of the part at 0.
         logits = jnp.stack(jnp.broadcast_arrays(-c * math.log(2), jnp.log(-jnp.expm1(-c * math.log(2)))), -1)
         grown = jnp.exp(theta[..., 2:])
         parts = (

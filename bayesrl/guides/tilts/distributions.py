@@ -47,6 +47,7 @@ class Finite(dist.Distribution):
 
     def __init__(self, logits: Array, values: tuple[float, ...], *, validate_args: bool | None = None) -> None:
         self.logits = logits
+        # A tuple of ints can be hashed, as an auxiliary field of a pytree must.
         self.values = tuple(int(value) for value in values)
         super().__init__(batch_shape=jnp.shape(logits)[:-1], validate_args=validate_args)
 
@@ -65,6 +66,7 @@ class Finite(dist.Distribution):
         log_probs = jax.nn.log_softmax(self.logits)
         index = jnp.asarray(value) - self.values[0]
         inside = (index >= 0) & (index < len(self.values))
+        # Beyond its ends `take_along_axis` would give nan.
         index = jnp.clip(index, 0, len(self.values) - 1).astype(jnp.int32)
         shape = jnp.broadcast_shapes(index.shape, log_probs.shape[:-1])
         log_probs = jnp.broadcast_to(log_probs, (*shape, len(self.values)))
@@ -113,6 +115,7 @@ class Affine(dist.Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self.base, self.shift, self.log_scale, self.lower, self.ends = base, shift, log_scale, lower, ends
+        # Empty and not None, because its length tells whether there is a bend.
         self.bend = log_scale[..., :0] if bend is None else bend
         self.centre, self.width = (jnp.broadcast_to(part, log_scale.shape) for part in (centre, width))
         # Give bounds the full shape, so that they stay aligned when a scan stacks them over time.
@@ -144,6 +147,7 @@ class Affine(dist.Distribution):
             return None
         shift, log_scale = self.shift[..., 0], self.log_scale[..., 0]
         log_value = self._bounded(jnp.log(value))
+        # log x₀ = (log x − a)/B, so that Δ = (a + (B − 1)·log x)/B, where nothing large is subtracted.
         moved = jnp.exp(-log_scale) * (shift + log_value * jnp.expm1(log_scale))
         stretch = log_scale
         if self.bend.shape[-1]:
@@ -179,6 +183,7 @@ class Affine(dist.Distribution):
         inside, shrunk = self._inward(solved)
         drawn = self._bounded(self._unflat(inside, moved))
         before = transform(drawn)
+        # The map goes through T twice: out of the support at x, and back into it at x₀.
         stretch = transform.log_abs_det_jacobian(moved, value) - transform.log_abs_det_jacobian(drawn, before)
         result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1) + grown + shrunk
         return result
@@ -231,6 +236,7 @@ class Affine(dist.Distribution):
         size = self.log_scale.shape[-1]
         matrix = self._matrix() + jnp.exp(self.log_scale)[..., None] * jnp.eye(size)
         shape = jnp.broadcast_shapes(matrix.shape[:-2], target.shape[:-1])
+        # `solve_triangular` does not broadcast.
         matrix = jnp.broadcast_to(matrix, (*shape, size, size))
         target = jnp.broadcast_to(target, (*shape, size))[..., None]
         return jax.scipy.linalg.solve_triangular(matrix, target, lower=True)[..., 0]

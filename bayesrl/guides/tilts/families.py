@@ -101,6 +101,7 @@ def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRa
     if is_compound(core):
         return (*reinterpreted, num_compound(name, core, tilt_shape))
     if isinstance(core, dist.VonMises):
+        # Two numbers of the natural tilt; a rich one adds shift, scale and bend.
         return (*reinterpreted, 4 + NUM_NUMBERS if _is_rich(reach) else 2)
     if _is_piled(core, reach):
         return (*reinterpreted, num_corner_parameters(core))
@@ -197,6 +198,7 @@ def tilt_distribution(fn: Any, theta: Array, support: FiniteSupport | None, reac
     core = _peeled(fn)
     ends = None if reach is None else reach.ends
     if isinstance(core, dist.Normal) and theta.shape[-1] == 2:
+        # An affine map of a normal draw is normal, so it needs no `Affine`.
         moved: Any = dist.Normal(core.loc + core.scale * theta[..., 0], core.scale * jnp.exp(theta[..., 1]))
     else:
         size = math.prod(coordinate_shape(core))
@@ -272,6 +274,7 @@ def _tilted_core(fn: Any, theta: Array, support: FiniteSupport | None) -> Any:
         return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
     if isinstance(fn, dist.GammaPoisson):
         # Both numbers of a negative binomial are free: the odds of the decay, and the number of failures.
+        # The mean is concentration over rate, hence the minus.
         return dist.GammaPoisson(fn.concentration * jnp.exp(theta[..., 1]), fn.rate * jnp.exp(-one))
     return Finite(_log_probs(fn, support or ()) + theta, tuple(support or ()))
 
@@ -300,6 +303,7 @@ def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
     value: Array | None = None
     if isinstance(core, _CATEGORICAL):
         logits = jnp.asarray(core.logits)
+        # Values rarer than e⁻²⁰ are alike to a network, and −inf must not reach it.
         value = jnp.maximum(logits - logits.max(-1, keepdims=True), -20.0)
     elif isinstance(core, (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC)):
         value = jnp.asarray(core.logits)[..., None]

@@ -107,6 +107,7 @@ def _look_up(table: Array, plan: TableSpec, view: VisibleState) -> Array:
     for source, radix in zip(plan.sources, plan.radices, strict=True):
         code = code * radix + source.codes(view)
     if math.prod(table.shape[:-2]) == 1:
+        # One table for all elements: read it in place, without a copy for each element.
         return table.reshape(table.shape[-2:])[code]
     shape = jnp.broadcast_shapes(code.shape, table.shape[:-2])
     index = jnp.broadcast_to(code, shape)[..., None, None]
@@ -134,6 +135,7 @@ class TiltHandler(IntoScans):
                 "to ask for single actions fit with a guide of bayesrl.control"
             )
         if msg["type"] == "sample" and site_kind(msg) == "action" and msg["name"] in self.weights.tables:
+            # Not before now, because the plates around the site have drawn the mini-batch whose rows to take.
             self.flat.tables[msg["name"]] = self._table(msg["name"])
         self.flat.before(msg)
 
@@ -147,6 +149,7 @@ class TiltHandler(IntoScans):
         """Take the summaries out of a scan's final carry, and remember the values that were seen in the scan."""
         super().postprocess_message(msg)
         if msg["type"] == "control_flow":
+            # NumPyro puts its own step count and key before the carry.
             (steps, key, (carry, _)), rest = msg["value"]
             msg["value"] = (steps, key, carry), rest
         elif msg.get("_control_flow_done"):
@@ -167,6 +170,7 @@ class TiltHandler(IntoScans):
                     "fit a guide for this length"
                 )
         tables = {name: self._table(name) for name in names if name in self.weights.tables}
+        # Tables with a row for each step go through the scan as inputs; the others are constants of its loop.
         timed = {name: table for name, table in tables.items() if getattr(self.plan.sites[name].table, "timed", False)}
         fixed = {name: table for name, table in tables.items() if name not in timed}
         states = {
@@ -178,6 +182,7 @@ class TiltHandler(IntoScans):
         def wrapped(both: Any, x: Any) -> Any:
             carry, states = both
             x, now, time = x
+            # A copy, so that no tracer of this step outlives the scan.
             view = VisibleState(dict(self.flat.view.sites), jax.tree.leaves(carry), moments=self.moments)
             moment = _Moment(self.plan, self.weights, view, fixed | now, time, states)
             with SiteHooks(moment.before, moment.after):

@@ -80,6 +80,7 @@ class ReweightedCounts(dist.Distribution):
         """Log-probabilities of the base in the window, [*batch, size]."""
         counts = jnp.arange(self.low, self.low + self.size).reshape((-1,) + (1,) * len(self.batch_shape))
         scores = self.base.log_prob(jnp.broadcast_to(counts, (self.size, *self.batch_shape)))
+        # Finite even where the base has no mass in the window, or `log_prob` would subtract −inf from −inf.
         return jnp.maximum(jnp.moveaxis(scores, 0, -1), -1e30)
 
     def _spread(self) -> Array:

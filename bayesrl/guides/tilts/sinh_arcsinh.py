@@ -66,9 +66,12 @@ class SinhArcsinh:
     def _asinh(self, step: Array) -> Array:
         """asinh(sinh ε + step) − ε, without cancellation."""
         sinh, cosh = (self.up - self.down) / 2, (self.up + self.down) / 2
+        # asinh a − asinh s = asinh(a·√(1 + s²) − s·√(1 + a²)). If both terms have one sign, they cancel: there divide
+        # the difference of their squares, a² − s² = step·(a + s), by their sum.
         after = sinh + step
         ahead, behind = after * cosh, sinh * jnp.hypot(1.0, after)
         alike = sinh * after > 0
+        # 1 where the quotient is not used, so that its gradient is finite there.
         both = jnp.where(alike, ahead + behind, 1.0)
         return jnp.arcsinh(jnp.where(alike, step * ((sinh + after) / both), ahead - behind))
 

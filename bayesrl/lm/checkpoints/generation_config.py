@@ -50,6 +50,7 @@ def sampling_settings(
     sampled = config if config.get("do_sample") is not False else {}
     if max_new_tokens is None:
         longest: Any = config.get("max_length")
+        # max_length counts the prompt too.
         left = longest - width if is_count(longest, least=width + 1) else None
         max_new_tokens = config["max_new_tokens"] if config.get("max_new_tokens") is not None else left
         if max_new_tokens is None:

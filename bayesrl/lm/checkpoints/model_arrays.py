@@ -61,6 +61,7 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
         )
     dtype = dtype or _common_dtype(by_path.values())
     treedef = jax.tree.structure(skeleton)
+    # Cast in NumPy, because JAX would compile a cast for each shape.
     ordered = [np.ascontiguousarray(np.asarray(by_path[path]).astype(dtype)) for path in shapes]
     return jax.tree.unflatten(treedef, jax.device_put(ordered))
 

@@ -117,11 +117,13 @@ def load_pretrained(
     family = find_family(config)
     check_quantization(config)
     shape = family.config.from_json(config)
+    # Shapes alone: weights drawn at random would only be thrown away.
     skeleton = eqx.filter_eval_shape(family.model.init, jax.random.key(0), shape)
     arrays = dequantize(iterate_arrays(*weight_files(folder)), config, folder)
     model = fill_model(skeleton, arrays, dtype, folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else None
     check_vocabulary(model, tokenizer)
+    # The weights are plain floats by now, and what is saved must not say otherwise.
     config = {name: value for name, value in config.items() if name != SETTING}
     return Pretrained(model, tokenizer, folder, config, generation=read_json_object(folder / GENERATION) or {})
 
@@ -229,6 +231,7 @@ def _find_folder(source: str | Path, revision: str | None) -> Path:
             f"there is no folder {source!r} here, and to fetch it from the Hugging Face hub a library is needed that "
             "is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
         ) from error
+    # Named one by one, so that pickles and weights for other libraries stay on the hub.
     wanted = [ADAPTER, ADAPTER_WEIGHTS, "model*.safetensors", INDEX, *CHECKPOINT_FILES]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
@@ -293,6 +296,7 @@ def save_pretrained(
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
+        # These keep even ids that the tokenizer does not know, which `eos_ids` leaves out.
         ends = {name: ids for name, ids in generation.items() if name == "eos_token_id" and ids is not None}
         write_file(path / GENERATION, to_json_bytes({**generation, **special, **ends}))
 

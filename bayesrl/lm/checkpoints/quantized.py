@@ -23,6 +23,7 @@ def check_quantization(config: Mapping[str, Any]) -> None:
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    # Some formats of compressed-tensors hold integers.
     is_float = method != "compressed-tensors" or "float" in str(settings.get("format"))
     if method not in METHODS or not is_float:
         raise LanguageModelError(
@@ -42,6 +43,7 @@ def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], ori
     """
     settings = config.get(SETTING) or {}
     block = settings.get("weight_block_size") if isinstance(settings, Mapping) else None
+    # A weight and its scale come in any order, even from two files; only those that wait for the other are held.
     weights: dict[str, Any] = {}
     scales: dict[str, Any] = {}
     count = 0
@@ -90,6 +92,7 @@ def _multiply_scales(name: str, weight: Any, scale: Any, block: Any, origin: Any
     if isinstance(block, list | tuple) and len(block) == 2 and scales.ndim == 2:
         height, width = (int(size) for size in block)
         if scales.shape == (-(-rows // height), -(-columns // width)):
+            # Blocks at the lower and right edge may reach beyond the weight.
             spread = np.repeat(np.repeat(scales, height, 0), width, 1)
             return values * spread[:rows, :columns]
     raise LanguageModelError(

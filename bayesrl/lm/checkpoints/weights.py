@@ -110,6 +110,7 @@ def save_weights(
         shards[-1][name] = array
         size += array.nbytes
     single = len(shards) == 1
+    # Read now: the new index will overwrite the old one.
     stale = _files_in_index(folder) if file_name == WEIGHTS else set()
     names = [file_name if single else f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):

@@ -126,6 +126,7 @@ class TokenReward(Reward):
     """A JAX function of the tokens of one completion; see `token_reward`."""
 
     fn: Callable[[Array, Array], Array]
+    # Without an annotation, so that it is not a field.
     separate = True
 
     def __call__(self, completions: Completions) -> Array:

@@ -52,6 +52,7 @@ class ClassifierReward(Reward):
             width = self.model.config.max_length
             out = [jax.ShapeDtypeStruct((*shape, width), dtype) for dtype in (jnp.int32, jnp.bool_)]
             tokens, mask = host_call(lambda *arrays: list(self._reencode(completions, *arrays)), out, *given)
+            # Arguments, not part of a closure: the rule for vmap must learn which of them have a batch.
             arrays, rest = eqx.partition(self.model, eqx.is_array)
             scores = _bucketed(rest)(arrays, tokens.reshape(-1, width), mask.reshape(-1, width))
         return self._scaled(scores).reshape(shape)
@@ -80,8 +81,10 @@ class ClassifierReward(Reward):
         count = mask.sum(-1, keepdims=True)
         room = self.model.config.max_length - len(before) - len(after)
         skipped = jnp.maximum(count - room, 0) if self.with_prompt else jnp.zeros_like(count)
+        # A stable sort of the mask brings the tokens that count to the front, in their order.
         order = jnp.argsort(~mask, axis=-1, stable=True)
         places = jnp.arange(min(room, tokens.shape[-1]))
+        # Places behind the last token get some token or other, which padding covers below.
         chosen = jnp.minimum(places + skipped, tokens.shape[-1] - 1)
         kept = jnp.take_along_axis(jnp.take_along_axis(tokens, order, -1), chosen, -1)
         count = jnp.minimum(count, room)
@@ -255,6 +258,7 @@ def _pipeline_scores(texts: list[str], *, pipeline: Any, place: int | None, scal
         # For two classes, scikit-learn returns only the margin of the second.
         return list(margin[:, place] if margin.ndim == 2 else margin * (1 if place == 1 else -1))
     chance = np.asarray(pipeline.predict_proba(texts))[:, place]
+    # log 0 is −∞, which forbids a text.
     with np.errstate(divide="ignore"):
         return list(chance if scale == "probability" else np.log(chance))
 

@@ -46,6 +46,7 @@ class TextReward(Reward):
     batched: bool = False
     special: bool = False
     _workers: WorkerPool | None = field(default=None, init=False, repr=False)
+    # A list, because a frozen dataclass cannot count in a number.
     _failures: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +82,7 @@ class TextReward(Reward):
         Returns:
             [texts], float32; equal texts are scored once.
         """
+        # A function that sees no example need not score a text twice for two prompts.
         pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
         size = max(1, math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1)
@@ -163,6 +165,7 @@ class TextReward(Reward):
     def _check_value(self, value: Any, text: str) -> float:
         """Check a function's result; −∞ is allowed, and forbids a text."""
         number = value if type(value) is float else _as_float(value)
+        # nan fails both comparisons.
         if number is not None and (abs(number) <= _MAX_FLOAT32 or number == -math.inf):
             return number
         kind = "" if number is not None else f", a {type(value).__name__},"

@@ -10,6 +10,7 @@ from bayesrl.lm.prompts import Example
 from bayesrl.lm.rewards.text import TextReward, text_reward
 from bayesrl.value_checks import is_real
 
+# A minus right behind a word, a point or a bracket subtracts, so it is no sign; commas stand before three digits.
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 

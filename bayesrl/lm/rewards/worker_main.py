@@ -66,5 +66,6 @@ def _told(error: BaseException) -> tuple[str, str, str]:
     return type(error).__name__, str(error), "".join(traceback.format_exception(error))
 
 
+# Only `runpy.run_path` in the pool sets this name; a plain import serves nobody.
 if "CONNECTION" in globals():
     serve(globals()["CONNECTION"])

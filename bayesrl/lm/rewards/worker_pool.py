@@ -67,6 +67,7 @@ class WorkerPool:
     def __init__(self, fn: Callable[..., Any], name: str, count: int, time_limit: float | None) -> None:
         self._fn, self._name, self._count, self._time_limit = fn, name, count, time_limit
         self._workers: list[_Worker] = []
+        # Reentrant, because `run` calls `close` while it holds the lock.
         self._lock = threading.RLock()
         try:
             ForkingPickler.dumps(fn)
@@ -100,6 +101,7 @@ class WorkerPool:
 
     def _run(self, calls: Sequence[tuple[Any, ...]], keep_going: bool) -> list[Any]:
         answers: list[Any] = [None] * len(calls)
+        # At least four chunks for each worker, so that one slow chunk does not leave the others idle.
         size = max(1, min(_MOST_AT_ONCE, len(calls) // (4 * self._count)))
         queue = deque(list(range(at, min(at + size, len(calls)))) for at in range(0, len(calls), size))
         left = len(calls)
@@ -118,6 +120,7 @@ class WorkerPool:
         for worker in [worker for worker in self._workers if worker.ready and not worker.pending]:
             if not queue:
                 return
+            # It leaves the queue only once it is sent.
             chunk = queue[0]
             try:
                 worker.connection.send([calls[index] for index in chunk])
@@ -139,6 +142,7 @@ class WorkerPool:
         busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
         limit = math.inf if self._time_limit is None else self._time_limit
         first = min((worker.since for worker in busy.values() if worker.pending), default=math.inf) + limit
+        # A millisecond more, so that the wait does not end just before the limit.
         patience = None if first == math.inf else max(0.0, first - time.monotonic()) + 0.001
         answers = []
         for ready in connections.wait([*busy, *INTERRUPTS.sources], patience):
@@ -166,11 +170,13 @@ class WorkerPool:
                 )
             worker.ready = True
             return []
+        # With a limit every answer comes at once, and the clock of the next call starts here.
         worker.since = time.monotonic()
         return [(worker.pending.popleft(), value if fine else Failure.of(*value)) for fine, value in told]
 
     def _bury(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
         """Find which call ended a worker; if that is unclear, queue its calls again one by one."""
+        # The pipe may close a little before the process has an exit code.
         worker.process.join(5)
         code = worker.process.exitcode
         if not worker.ready:
@@ -199,6 +205,7 @@ class WorkerPool:
         options = {"init_globals": {"CONNECTION": theirs}}
         process = context.Process(target=runpy.run_path, args=(_SCRIPT,), kwargs=options, daemon=True)
         process.start()
+        # While we held this end too, the death of the worker would not close the pipe.
         theirs.close()
         _open.add(self)
         ours.send((self._fn, self._time_limit is not None))

@@ -81,6 +81,7 @@ def render_conversation(
         messages[-1] = _mark_end(messages[-1])
     context = {
         **tokens,
+        # Before the messages, so that these cannot be replaced.
         **(record.get("chat_template_kwargs") or {}),
         "messages": messages,
         "tools": record.get("tools"),
@@ -167,6 +168,7 @@ def _compile_template(template: str) -> Any:
     space = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
+    # Jinja's own filter escapes <, > and & for HTML.
     space.filters["tojson"] = as_json
     space.globals["raise_exception"] = refuse
     space.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

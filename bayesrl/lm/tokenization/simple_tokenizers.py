@@ -38,6 +38,7 @@ def char_tokenizer(text: str) -> Tokenizer:
     tk = import_tokenizers()
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(text))])}
     core = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    # `.` would not match the end of a line.
     core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = tk.decoders.Fuse()
     core.add_special_tokens([PAD, EOS, UNKNOWN])
@@ -99,6 +100,7 @@ def train_bpe(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) ->
     core = tk.Tokenizer(tk.models.BPE())
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(_byte_letters())
+    # <pad> and <eos> follow after training.
     trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
     with user_code("texts", LanguageModelError, "let them be an iterable of texts"):
         core.train_from_iterator((_text(one) for one in texts), trainer)
@@ -116,6 +118,7 @@ def _with_bytes(core: Any) -> Tokenizer:
 
 def _byte_letters() -> list[str]:
     """Return the letter for each byte: the byte itself if it is printable, else a character above 255."""
+    # This is GPT-2's table, which the library's ByteLevel has built in.
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     beyond = iter(range(0x100, 0x200))
     return [chr(byte if byte in seen else next(beyond)) for byte in range(0x100)]

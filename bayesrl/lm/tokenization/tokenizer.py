@@ -88,6 +88,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids: one more than the largest."""
+        # Not the number of tokens, because ids may have gaps.
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @cached_property
@@ -105,6 +106,7 @@ class Tokenizer:
         It does not depend on `eos`, `pad` and `bos`.
         """
         settings = json.loads(self.core.to_str())
+        # Padding and truncation are left out here because `_plain_core` turns them off.
         settings = {key: value for key, value in settings.items() if key not in ("version", "padding", "truncation")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -159,6 +161,7 @@ class Tokenizer:
         for at in range(len(special) - len(plain) + 1):
             if plain and special[at : at + len(plain)] == plain:
                 return special[:at], special[at + len(plain) :]
+        # The text is not found again between special tokens, so assume that one of them comes before it.
         return special[:1], special[1:]
 
     def decode(self, rows: Iterable[Any], *, skip_special: bool = True, continues: bool = False) -> list[str]:
@@ -197,6 +200,7 @@ class Tokenizer:
         # In some tokenizers a piece's own mark makes the blank; in others the decoder puts blanks between words.
         for word in [*marked[:1], *plain[:_MAX_TRIES]]:
             once, twice = self._plain_core.decode_batch([[word], [word, word]])
+            # More than two words' length: there is a blank between them.
             if len(twice) > 2 * len(once) and twice.startswith(once):
                 return word, once
         return None
@@ -290,6 +294,7 @@ class Tokenizer:
         config |= {} if template is None else {"chat_template": template}
         special = {name: find_special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
         ends = read_eos_ids(numbered, path)
+        # Ends that config.json alone lists join the generation settings, where `eos_ids` looks for them.
         complete = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
         generation = numbered[0] if complete else numbered[0] | {"eos_token_id": ends}
         return cls(core, **special, config=config, generation=generation, special_map=named[1])

@@ -82,6 +82,7 @@ def add_tokens(core: Any, config: Mapping[str, Any], path: Path) -> Any:
         and all(str(index).isdecimal() for index in listed)
     ):
         raise LanguageModelError(f"{file} has no list of added tokens; it is damaged: copy it anew")
+    # In order, because the library gives each added token the next id.
     numbered = sorted((int(index), token) for index, token in listed.items())
     flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
     for index, token in numbered:
@@ -141,6 +142,7 @@ def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int]
         if index is None:
             continue
         listed = index if isinstance(index, list) else [index]
+        # Not by isinstance: True is an int too.
         if not all(type(token_id) is int for token_id in listed):
             raise LanguageModelError(
                 f"{path / file} sets eos_token_id={index!r}; set the id of a token there, or a list of them"

@@ -37,7 +37,9 @@ class Config(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            # Types, not strings: under `from __future__ import annotations`, `known` would find none of them.
             value, kind = getattr(self, field.name), field.type
+            # A default of 0 means "without", so 0 is a value too; any other whole number must count something.
             count = CountOrZero if field.default == 0 else Count
             known: dict[Any, Any] = {int: count, int | None: count | None, float: NonNegative}
             refuses = checker(known.get(kind, kind))
@@ -85,6 +87,7 @@ class Config(abc.ABC):
         """Make the layout of a block from the fields of the model and its family of the same names, and from `own`."""
         names = [part.name for part in dataclasses.fields(Layout)]
         shared = {"kv_heads": self.heads, "head_dim": self.width // self.heads}
+        # The model comes last: its fields win over the traits of its family.
         for source in (getattr(self, "traits", None), self):
             shared |= {name: getattr(source, name) for name in names if hasattr(source, name)}
         if "windowed" in vars(self):
@@ -129,6 +132,7 @@ def check_model_room(config: Config, key: Any = None) -> None:
         f"a {config.model_type} model with vocab_size={config.vocab_size}, width={config.width}, depth={config.depth} "
         f"and inner={layout.inner}"
     )
+    # Two bytes a weight, as in bfloat16, is the least that it takes.
     check_memory(2 * weights, what, "make it smaller", LanguageModelError)
 
 

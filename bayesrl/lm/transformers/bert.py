@@ -63,6 +63,7 @@ class BertClassifier(Transformer):
         keys = jax.random.split(key, config.depth + 5)
         scale, width, traits = config.initializer_range, config.width, config.traits
         make: dict[str, Any] = {"scale": scale, "dtype": dtype}
+        # RoBERTa's table begins with rows that no text uses; its checkpoints hold them.
         rows = config.max_length + config.first_position
         fresh = config.layout(0).init_norm
         blocks = [
@@ -76,6 +77,7 @@ class BertClassifier(Transformer):
             kind=Embedding.init(keys[2], config.token_types, width, **make) if traits.kinds else None,
             norm=fresh(width, dtype),
             blocks=tuple(blocks),
+            # ModernBERT alone has no table of positions, and it alone has this norm and `pool_norm`.
             last_norm=None if traits.learned else fresh(width, dtype),
             pool=Linear.init(keys[3], width, width, bias=config.pool_bias, **make),
             pool_norm=None if traits.learned else fresh(width, dtype),
@@ -89,6 +91,7 @@ class BertClassifier(Transformer):
             yield from _modern(config)
             return
         distil = config.model_type == "distilbert"
+        # The arrays of XLM-RoBERTa have RoBERTa's names.
         base = "distilbert" if distil else "bert" if config.model_type == "bert" else "roberta"
         for part, ours in (("word", "token"), ("position", "position"), ("token_type", "kind")):
             if ours != "kind" or config.traits.kinds:

@@ -168,6 +168,7 @@ class BertConfig(Config):
             own |= _modern(json, own["depth"])
         if ENCODER_FAMILIES[family].padded:
             own["pad"] = required(json, "pad_token_id")
+            # The table has rows up to the padding token's too; what is left is for texts.
             own["max_length"] = own["max_length"] - own["pad"] - 1
         return cls(
             **own,
@@ -193,6 +194,7 @@ class BertConfig(Config):
         if self.traits.kinds:
             settings["type_vocab_size"] = self.token_types
         if self.rope is not None and self.local_rope is not None:
+            # The class of ModernBERT ignores the common name.
             settings["hidden_activation"] = settings.pop("hidden_act")
             settings |= {
                 "local_attention": 2 * (self.window - 1),
@@ -212,6 +214,7 @@ class BertConfig(Config):
 _NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         **{family: {**COMMON_NAMES, "epsilon": "layer_norm_eps"} for family in ("bert", "roberta", "xlm-roberta")},
+        # The epsilon of DistilBERT is no setting: it is always the default of `BertConfig`.
         "distilbert": {
             **COMMON_NAMES, "width": "dim", "depth": "n_layers", "heads": "n_heads", "inner": "hidden_dim",
             "activation": "activation",
@@ -245,11 +248,13 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
         )
     consistent({**json, "half of local_attention": near // 2}, "half of local_attention", "sliding_window", None)
     if kinds is None:
+        # The first of every `period` layers sees the whole text.
         kinds = layer_types([layer for layer in range(depth) if layer % int(period)], depth)
     refuse(json, "classifier_pooling", "cls", "mean")
     return {
         "rope": ropes[0],
         "local_rope": ropes[1],
+        # local_attention spans both sides; `window` is one side and the token itself.
         "window": near // 2 + 1,
         "windowed": windowed_layers(json, kinds, depth),
         "mean": json["classifier_pooling"] == "mean",
@@ -263,6 +268,7 @@ def _labels(json: Mapping[str, Any]) -> tuple[str, ...]:
     names = json.get("id2label")
     if names is None:
         names = {place: f"LABEL_{place}" for place in range(int(count) if is_count(count, least=1) else 2)}
+    # Keys are texts in JSON, but may be numbers in a mapping made in Python.
     names_by_index = {str(place): name for place, name in names.items()} if isinstance(names, Mapping) else {}
     places = [str(place) for place in range(len(names_by_index))]
     if (

@@ -51,6 +51,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "qwen2": _QWEN,
         "qwen3": {**_QWEN, "head_dim": 128},
+        # 0 and None take back what only later Gemmas have, since `check_options` would refuse it here.
         "gemma": {
             **_GEMMA, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
             "num_attention_heads": 16, "num_key_value_heads": 16, "query_pre_attn_scalar": 0, "sliding_window": None,
@@ -206,6 +207,7 @@ def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[st
     unread = ("hidden_act",) if "hidden_activation" in names else ()
     settings = {key: value for key, value in json.items() if key not in (*names, *unread)}
     settings |= {names[key]: value for key, value in json.items() if key in names and value is not None}
+    # A null in the file stays a null: `optional` reads it as missing, `required` refuses it.
     settings = {**DEFAULTS[family], **settings}
     check_options(settings)
     return settings

@@ -61,6 +61,7 @@ class Decoder(CausalLM):
             dtype: of all weights: float32 or bfloat16.
         """
         check_model_room(config, key)
+        # Keys in order: the tokens, the positions if there is a table, the head, and then the blocks.
         first = 2 + config.learned_positions
         keys = jax.random.split(key, config.depth + first)
         scale = config.initializer_range
@@ -84,6 +85,7 @@ class Decoder(CausalLM):
     def start(self, capacity: int) -> Cache:
         """Make an empty cache; see `CausalLM.start`."""
         check_capacity(capacity, self.config)
+        # Heads are the same in all layers, so the first layer's shape serves all.
         layout = self.config.layout(0)
         return Cache.empty(self.config.depth, capacity, layout.kv_heads, layout.head_dim, self.token.weight.dtype)
 
@@ -94,6 +96,7 @@ class Decoder(CausalLM):
         slots = allocate_slots(mask, cache)
         x = self.token(tokens)
         if self.config.embedding_scale != 1:
+            # Gemma rounds the factor to the dtype of its weights before it multiplies.
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if self.position is not None:
             x = x + self.position(slots.positions)

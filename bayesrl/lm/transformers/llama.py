@@ -57,6 +57,8 @@ class Llama(Decoder):
 
 
 _PARTS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
+# One name, two places: in Llama, post_attention_layernorm is the norm before feeding; with POST_NORMS it is the norm
+# of what attention returns.
 _NORMS = {
     PRE_NORMS: {"input_layernorm": "before_attention", "post_attention_layernorm": "before_feeding"},
     POST_NORMS: {"post_attention_layernorm": "after_attention", "post_feedforward_layernorm": "after_feeding"},

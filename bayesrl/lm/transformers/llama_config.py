@@ -157,7 +157,9 @@ class LlamaConfig(DecoderConfig):
             )
         if self.head_dim == 0:
             self.check_heads()
+            # Filled in now, so that a shape that leaves head_dim out equals one that gives it.
             object.__setattr__(self, "head_dim", self.width // self.heads)
+        # Coordinates turn in pairs, so an even number of them must turn.
         if self.heads % self.kv_heads or int(self.head_dim * self.rope.share) % 2:
             raise LanguageModelError(
                 f"a {self.model_type} model has heads={self.heads}, kv_heads={self.kv_heads}, "
@@ -213,6 +215,7 @@ class LlamaConfig(DecoderConfig):
         depth = common["depth"]
         bias = optional(json, "attention_bias", False)
         rope, local = _ropes(json)
+        # Beyond this length the turns would change, and with them the density of what was read before.
         if rope.kind == "longrope":
             common["max_length"] = rope.original
         window, windowed = _windows(json, depth)
@@ -226,6 +229,7 @@ class LlamaConfig(DecoderConfig):
             windowed=windowed,
             unturned=_unturned(json, depth) if family == "smollm3" else (),
             epsilon=required(json, traits.epsilon_name),
+            # Qwen2 has these biases, but no setting that says so.
             attention_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
             feeding_bias=traits.biased or optional(json, "mlp_bias", False),
@@ -269,6 +273,7 @@ class LlamaConfig(DecoderConfig):
             settings["rope_local_base_freq"] = self.local_rope.theta
         if rope.kind == "longrope":
             settings["original_max_position_embeddings"] = rope.original
+            # `max_length` is only the original context (see `from_json`); the file wants the stretched one.
             settings["max_position_embeddings"] = round(rope.original * rope.factor)
         return settings
 
@@ -319,6 +324,7 @@ def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
 def _windows(json: Mapping[str, Any], depth: Any) -> tuple[int, tuple[int, ...]]:
     """Read how many tokens layers with a window see, and which layers have one."""
     family, window = json["model_type"], json.get("sliding_window")
+    # A depth that is no count is refused later, when the configuration is made.
     if window is None or not is_count(depth, least=1):
         return 0, ()
     if not is_count(window, least=1):
@@ -333,8 +339,10 @@ def _windows(json: Mapping[str, Any], depth: Any) -> tuple[int, tuple[int, ...]]
     if family == "smollm3":
         return int(window), _unturned(json, depth)
     if family in QWEN:
+        # Despite its name, max_window_layers counts the first layers, those without a window.
         return int(window), tuple(range(depth))[required(json, "max_window_layers") :]
     if family in LATER_GEMMA:
+        # The last of every `period` layers sees all.
         period = 2 if family == "gemma2" else required(json, "sliding_window_pattern")
         return int(window), tuple(layer for layer in range(depth) if (layer + 1) % period)
     if json.get("use_sliding_window") is False:

@@ -111,6 +111,7 @@ class TemperedParticles:
         )
         contexts = found.log_weights.shape[-1]
         sites = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found.sites)
+        # Moves carry only log q and w; rewards and metrics by site take one more run of the last particles.
         draws = ScoredDraws.of(*_score_all(self.programs, self.params, sites), structure)
         refuse_worthless(structure, draws)
         return draws, found.log_weights.reshape(-1, contexts)
@@ -122,6 +123,7 @@ class TemperedParticles:
                 f"schedule ends at temperature {schedule[-1]:.6g}, and the posterior is that of "
                 f"{'1 (no rewards)' if beta is None else f'beta={end:.6g}'}; end it there"
             )
+        # The last power is 1 exactly: end/end could be off by rounding, and the run must end at the target.
         return [end / float(t) for t in schedule[:-1]] + [1.0]
 
 
@@ -158,6 +160,7 @@ class SequentialParticles:
         """Run; see `ParticleEngine`."""
         structure = self.steps.programs.structure
         given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key), reference)
+        # An exact twist holds the values at its β, so each β has a plan of its own.
         kind = (beta, reference is not None)
         if kind not in self._prepared:
             plan = self._plan(beta)
@@ -190,6 +193,7 @@ class SequentialParticles:
                 "twist='reward' is the reward of a text so far, and a scan shows its rewards step by step anyway; pass "
                 "a function of (step, carry), or twist='exact'"
             )
+        # Without β the run is for p(y), where rewards, and so their values, do not count.
         elif self.size.twist is not None and beta is not None:
             twist = UserTwist(self.size.twist, structure)
         look_ahead = twist is not None and steps.programs.guide is None and steps.is_finite
@@ -264,6 +268,7 @@ def _run(
         # The whole program once more: it draws and scores what stands behind the scan, and confirms the steps.
         draws = jax.vmap(lambda k, v: programs.run_both(k, params, v))(keys, run.sites)
         if reference is not None:
+            # The reference also has the sites behind the scan, which other particles have just drawn.
             whole = programs.run_both(None, params, reference)
             draws = jax.tree.map(lambda x, y: x.at[0].set(y), draws, whole)
 
@@ -273,8 +278,10 @@ def _run(
             return (gain if beta is None else gain + totals.reward / beta).reshape(plan.num_particles, -1)
 
         along = weight((*steps.before, *steps.inside))
+        # The last twist stood for what comes behind the scan; now that is known.
         weights = run.log_z + run.log_weights - run.twisted + weight(steps.after)
         possible = jnp.isfinite(along) & jnp.isfinite(run.log_weights)
+        # Single precision: along time the terms are added in another order than in the whole program.
         off = jnp.where(possible, jnp.abs(along - run.total), 0.0)
         agrees = (off <= _ROUNDING * (1 + jnp.abs(jnp.where(possible, along, 0.0)))).all()
         return _Checked(run.twists, run.sizes, agrees), _scored(programs, draws), weights

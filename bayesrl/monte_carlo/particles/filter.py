@@ -132,6 +132,7 @@ def run_filter(
 
     first = (start, jnp.zeros(contexts))
     (last, log_z), (parents, inside, sizes, resampled, twists) = lax.scan(advance, first, jnp.arange(steps.length))
+    # Moving whole paths at every resampling would cost steps²: each step stays, and the survivors are traced back once.
     lines, _ = lineages(parents)  # sites before the scan moved along with their particles
     paths = jax.vmap(filter_.inherit_sites)(inside, lines)
     sites = last.before | {name: jnp.moveaxis(value[:, :, 0], 0, 1) for name, value in paths.items()}
@@ -188,6 +189,7 @@ class _Filter:
     def _weighed(self, draws: Draws, carries: Carries, t: Any, before: dict[str, Array], twisted: Array) -> _Move:
         gain = self._gain(draws, (self.num,))
         later = self._value(t, carries.policy, before, (self.num,))
+        # Twists telescope: each part adds its own and takes back the one before.
         return _Move(draws.sites, carries, gain, gain + later - twisted, later)
 
     def _best(
@@ -208,11 +210,13 @@ class _Filter:
         draws, carries = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), each)
         lead = (number, num)
         prior = draws.totals((*lead, *self.shape)).log_prior.reshape(*lead, -1)
+        # Every value is tried here, none is proposed: there is no guide, so the gain is reward and likelihood alone.
         gain = self._gain(draws, lead)
         tried = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), before) if given else draws.sites
         later = self._value(t, carries.policy, tried, lead)
         scores = prior + gain + later
         best = logsumexp(scores, axis=0)
+        # Where no value is possible the weight is 0, and any choice serves.
         chosen = jax.random.categorical(key, jnp.where(jnp.isfinite(best), scores, prior), axis=0)
         if self.reference is not None:
             chosen = chosen.at[0].set(self._assignment_of_reference(values, t if given else None))
@@ -221,6 +225,7 @@ class _Filter:
             return jnp.take_along_axis(x, chosen[None], 0)[0]
 
         sites = {name: self._pick(x, chosen, self.plan.site_axes[name]) for name, x in draws.sites.items()}
+        # The weight is the sum over all values, whichever was chosen, so the choice adds no noise to it.
         return _Move(
             sites, self._map_carries(self._pick, carries, chosen), of_chosen(gain), best - twisted, of_chosen(later)
         )

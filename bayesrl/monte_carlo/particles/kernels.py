@@ -53,6 +53,7 @@ def _spread(accept: Array, value: Array, axes: Axes, shape: tuple[int, ...]) -> 
     flags = accept.reshape(-1, *shape)
     own = [(1 + axis, 1 + i) for i, axis in enumerate(axes) if axis is not None]
     flags = flags[(slice(None), *(slice(None) if axis is not None else 0 for axis in axes))]
+    # The flags' axes follow the plates; the value may hold them in another order.
     order = np.argsort([at for at, _ in own])
     flags = flags.transpose(0, *(1 + int(i) for i in order))
     places = {at for at, _ in own}
@@ -153,6 +154,7 @@ def gibbs(key: PRNGKey, target: Target, sites: tuple[FiniteSite, ...], particles
         def sweep(
             particles: Scored, own_key: PRNGKey, site: FiniteSite = site, values: Array = values, size: int = size
         ) -> tuple[Scored, None]:
+            # Contexts do not interact, so one element is tried in all of them at once, and each redraws its own.
             element = jax.random.randint(fold_in(own_key, 0), (num,), 0, size)
 
             def tried(particle: dict[str, Array], element: Array) -> tuple[Array, Array]:
@@ -163,6 +165,7 @@ def gibbs(key: PRNGKey, target: Target, sites: tuple[FiniteSite, ...], particles
 
             log_q, w = jax.vmap(tried)(particles.sites, element)  # [particles, values, contexts]
             scores = log_q + power * w
+            # A particle without a possible value keeps its own: there is no conditional law to draw from.
             present = jnp.where(jnp.isfinite(scores).any(1, keepdims=True), scores, 0.0)
             index = jax.random.categorical(fold_in(own_key, 1), present, axis=1)  # [particles, contexts]
             stuck = ~jnp.isfinite(scores).any(1)
@@ -174,6 +177,7 @@ def gibbs(key: PRNGKey, target: Target, sites: tuple[FiniteSite, ...], particles
             return particles.where(~stuck, new, target.axes, target.shape), None
 
         keys = split(fold_in(key, at), min(size, _MOST_ELEMENTS), None)
+        # A scan compiles one sweep, however many elements there are.
         particles, _ = lax.scan(sweep, particles, keys)
     return particles
 
@@ -201,6 +205,7 @@ def smooth_sites(programs: Programs, axes: dict[str, Axes]) -> tuple[SmoothSite,
         site = programs.structure[name]
         if site.discrete:
             continue
+        # A support that reads other draws is a tracer here, and its transform would change as they move.
         support = trace.sites[name].fn.support
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
             found.append(SmoothSite(name, biject_to(support), site.event_dim, axes[name]))
@@ -257,17 +262,21 @@ def hamiltonian(
             parts = (_per_context(0.5 * inverse[s.name] * r[s.name] ** 2, s.axes, shape) for s in sites)
             return sum(parts, jnp.zeros(math.prod(shape)))
 
+        # Contexts do not interact, so the gradient of the sum over contexts is that of each.
         start, update = velocity_verlet(lambda z: energy(z, particle)[0].sum(), kinetic)
         state = start(u, momentum)
         state = lax.fori_loop(0, _LEAPFROGS, lambda _, s: update(1.0, inverse, s), state)
+        # The integrator's energy is summed over contexts, and acceptance needs each.
         before = energy(u, particle)[0] + kinetic_by_context(momentum)
         after, (values, log_q, w) = energy(state.z, particle)
         change = before - after - kinetic_by_context(state.r)
+        # Where a path diverges, the change is inf − inf.
         return values, log_q, w, jnp.where(jnp.isnan(change), -jnp.inf, change)
 
     values, log_q, w, change = jax.vmap(one)(split(fold_in(key, 0), len(particles.w), None), particles.sites)
     accept = jnp.log(jax.random.uniform(fold_in(key, 1), change.shape)) < change
     moved = particles.where(accept, Scored(values, log_q, w), target.axes, shape)
+    # The mean chance of acceptance has less noise than the share of moves that were accepted.
     return moved, jnp.exp(jnp.minimum(change, 0.0)).mean(0)
 
 
@@ -275,6 +284,7 @@ def _per_context(values: Array, axes: Axes, shape: tuple[int, ...]) -> Array:
     """Sum a value over all axes that are no contexts, [contexts]; a value outside a plate counts in each context."""
     own = [axis for axis in axes if axis is not None]
     total = values.sum([i for i in range(values.ndim) if i not in own])
+    # The axes that are left are in the value's order; the result has them in the order of the plates.
     total = total.transpose([sorted(own).index(axis) for axis in own])
     sizes = [n if axis is not None else 1 for n, axis in zip(shape, axes, strict=True)]
     return jnp.broadcast_to(total.reshape(sizes), shape).reshape(-1)
@@ -285,5 +295,6 @@ def spread_of(sites: tuple[SmoothSite, ...], particles: dict[str, Array]) -> dic
     found = {}
     for site in sites:
         u = site.transform.inv(particles[site.name])
+        # A coordinate on the edge of its support lies at ±∞ and has no spread.
         found[site.name] = jnp.maximum(jnp.nan_to_num(u.std((0, 1)), nan=1.0), 1e-3)
     return found

@@ -39,6 +39,7 @@ def ancestors(key: PRNGKey, log_weights: Array, scheme: Scheme) -> Array:
         places = (jnp.arange(num)[:, None] + jax.random.uniform(key, shape)) / num
     weights = jnp.exp(log_weights - _finite(log_weights.max(0)))
     cumulative = jnp.cumsum(weights, 0)
+    # The right side skips particles of weight 0, whose cumulative weight is that of the one before.
     found = jax.vmap(lambda c, u: jnp.searchsorted(c, u * c[-1], side="right"), 1, 1)(cumulative, places)
     # Rounding may put a place at the very end: the last particle with a weight takes it.
     last = num - 1 - jnp.argmax((weights > 0)[::-1], 0)
@@ -79,5 +80,6 @@ def lineages(parents: Array) -> tuple[Array, Array]:
     def back(line: Array, parent: Array) -> tuple[Array, Array]:
         return jnp.take_along_axis(parent, line, 0), line
 
+    # Backwards, because only the last step knows which lines survive.
     start, lines = lax.scan(back, last, parents, reverse=True)
     return lines, start

@@ -145,6 +145,7 @@ class _Steps:
         scales: Scales,
         first: Scored | None = None,
     ) -> tuple[Any, ...]:
+        # As arrays, λ is traced, and one program serves all steps.
         powers = tuple(np.asarray(p, np.float32) for p in pair)
         given = (self.params, self.beta, self.key, np.asarray(number, np.int32), powers, scales, population, first)
         kind = first is not None
@@ -157,6 +158,7 @@ class _Steps:
         sites = {name: np.asarray(x)[:, None] for name, x in reference.items()}
         path: list[Scored] = [_scores(self.static, self.params, self.beta, sites)]
         for i in reversed(range(len(powers))):
+            # Keys: the pilot counts from 0, the run from _MOST_STEPS + 1, and the way back follows.
             power, number = np.asarray(powers[i], np.float32), np.asarray(2 * _MOST_STEPS + 3 + i, np.int32)
             given = (self.params, self.beta, self.key, number, power, scales[i], path[-1])
             self._run_back = self._run_back or _step_back.prepare(self.static, *given)
@@ -194,24 +196,29 @@ class _Steps:
         w = np.asarray(population.particles.w, float)
         weights = np.asarray(population.log_weights, float)
         contexts = w.shape[-1]
+        # All runs choose together, as one schedule serves them.
         w, weights = w.reshape(-1, contexts), weights.reshape(-1, contexts)
         possible = np.isfinite(weights) & np.isfinite(w)
         old = np.where(possible, weights, -np.inf)
+        # Without a possible particle there is no size to hold; whoever reads the last particles refuses them.
         if not possible.any(0).all():
             return 1.0
         old = old - logsumexp(old, axis=0)
         gain = np.where(possible, w, 0.0)
 
         def share(power: float) -> float:
+            # The effective size of this step alone: weights that were uneven before do not shorten the step.
             own = (power - now) * gain
             return float(np.exp(2 * logsumexp(old + own, axis=0) - logsumexp(old + 2 * own, axis=0)).min())
 
         if share(1.0) >= _CONSTANCY:
             return 1.0
         low, high = now, 1.0
+        # 40 halvings end below the last digit of single precision, in which the step is taken.
         for _ in range(40):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if share(middle) >= _CONSTANCY else (low, middle)
+        # A smaller step could round to none in single precision, and the pilot would not end.
         return float(max(low, now + 1e-6))
 
     def run(self, powers: np.ndarray, scales: list[Scales], reference: dict[str, Any] | None) -> TemperedRun:
@@ -269,6 +276,7 @@ def _step(
         size = effective_size(log_weights)
         poor = size < threshold * num_particles
         everyone = jnp.broadcast_to(jnp.arange(num_particles, dtype=jnp.int32)[:, None], log_weights.shape)
+        # Under vmap both branches of a cond would run, so `where` costs no more.
         parents = jnp.where(poor, ancestors(fold_in(key, 0), log_weights, scheme), everyone)
         parents = parents if first is None else parents.at[0].set(0)
         log_z = jnp.where(poor, log_z + log_mean(log_weights), log_z)

@@ -71,6 +71,7 @@ class TimeSteps:
         policy = PartialScan(self.programs.policy, mode, given[0])
         guide = None if self.programs.guide is None else PartialScan(self.programs.guide, mode, given[1])
         structure = self.programs.structure
+        # A run scores what its structure names, so a part has a structure of its own.
         kept = Structure(tuple(site for site in structure.sites if site.name in names), structure.contexts)
         ends = None if guide is None else run_until_left(guide)
         part = replace(self.programs, policy=run_until_left(policy), guide=ends, structure=kept)
@@ -124,6 +125,7 @@ def context_axes_of_carries(steps: TimeSteps, params: Params) -> tuple[tuple[Axe
     programs, structure = steps.programs, steps.programs.structure
     frames = sorted(structure.contexts, key=lambda frame: frame.dim)
     axes = context_axes(structure)
+    # Any pairs of paths serve, so the key is fixed.
     drawn, _ = draw_fit(key_from_seed(0), replace(programs, guide=None), {}, 2 * _PAIRS)
     one, other = ({name: x[part] for name, x in drawn.sites.items()} for part in (slice(_PAIRS), slice(_PAIRS, None)))
     mixed = [one]
@@ -156,6 +158,7 @@ def _axis_of(name: str, frame: Frame, moved: np.ndarray) -> int | None:
     """Return the axis of a leaf [pairs, ...] along which only the upper half of a plate has moved."""
     if not moved.any():
         return None
+    # A plate of one element has an empty lower half, which stands still on any axis of size 1.
     half = frame.size // 2
     for axis in range(moved.ndim - 1):
         if moved.shape[1 + axis] == frame.size and not np.moveaxis(moved, 1 + axis, 0)[:half].any():

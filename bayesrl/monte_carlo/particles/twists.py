@@ -67,6 +67,7 @@ class ExactTwist:
         axes = context_axes(structure)
         self.before = {name: axes[name] for name in scan.before if structure[name].latent}
         self.carry_axes = carry_axes
+        # The first value is that of the whole program, before anything is drawn.
         values = solve(stages, 1.0 if beta is None else beta, rewarded=beta is not None).by_state[1:]
         widest = max(len(v) for v in values)
         # The last stage may lie behind the scan; without one nothing comes after the last step.
@@ -93,9 +94,11 @@ class ExactTwist:
         for table, own in zip(self.table, columns, strict=True):
             found &= (jnp.asarray(table)[step + 1] == own).all(-1)
         values = jnp.asarray(self.values, jnp.result_type(float))[step + 1]
+        # Rows that only pad the table hold zeros, as a real state may; their value is nan.
         found &= ~jnp.isnan(values)
         at = jnp.argmax(found, 0)[None]
         value = jnp.where(found.any(0), jnp.take_along_axis(values, at, 0)[0], jnp.nan)
+        # After the last step nothing is to come, whatever state it left.
         last = (step + 2 == len(self.values)) & (self.values[-1] == 0).all()
         return jnp.where(last, 0.0, value).reshape(self.shape)
 

@@ -127,6 +127,7 @@ class BayesianAgentState(AgentState):
         if self.finite and not self.env.masked:
             plan = self._program("plan", lambda: self._planner(exploration), exploration)
             table = np.asarray(plan(key, self.state, self.experience(), number))
+            # `play` refuses an action out of range when it is taken; until then it must not fail here.
             probs = np.eye(self.env.num_actions)[np.clip(table, 0, self.env.num_actions - 1)]
             last = len(table) - 1
             return EpisodePolicy(lambda time, seen, _: (int(table[min(time, last), int(seen)]), np.nan), probs)
@@ -147,6 +148,7 @@ class BayesianAgentState(AgentState):
 
     def _planner(self, exploration: Any) -> Callable[..., Array]:
         """Make the function that chooses actions for all states at all times, [steps, states]."""
+        # A plan holds about 100,000 decisions at most; later steps repeat its last row.
         steps = min(self.env.max_steps, 100_000 // max(self.env.num_observations or 1, 1) + 1)
         prepare = self._preparer(exploration)
 
@@ -230,6 +232,7 @@ class BayesianAgentState(AgentState):
                 "the posterior was fitted or trained, and its earlier states were not kept; leave snapshot out"
             )
         known = self.memory.rows()
+        # All rows, most of them blank: one program serves every snapshot.
         known = known._replace(mask=np.arange(len(known.mask)) < rows)
         return self._condition(self.model.init(dummy_key(), self.env), known)
 

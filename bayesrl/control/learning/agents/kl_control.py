@@ -129,6 +129,7 @@ class KLControlAgentState(AgentState):
         behaviour = getattr(exploration, "behave", exploration)
 
         def act(key: PRNGKey, stacked: Any, seen: Array) -> tuple[Array, Array]:
+            # The setup is one fit, whose arrays have a leading axis of size 1.
             params = jax.tree.map(lambda x: x[0], stacked)
             chosen = choose_actions(self._setup.programs, params, key, seen[None], behaviour)
             return chosen.action[0], chosen.log_behaviour[0]
@@ -146,6 +147,7 @@ class KLControlAgentState(AgentState):
         """Draw from the policy itself, whose probabilities do not change within an episode."""
         probs = self.probs()
         cumulated = probs.cumsum(-1)
+        # Drawn on the host: a step by a table needs no compiled program.
         rng = numpy_generator(key)
 
         def choose(time: int, seen: np.ndarray, allowed: None) -> tuple[int, float]:
@@ -188,6 +190,7 @@ class KLControlAgentState(AgentState):
             sites["action"][i, :count] = episode.action[:count]
             sites["counts"][i, :count] = True
             sites["earned"][i, :count] = episode.reward[:count]
+            # An episode longer than the batch's rows does not end in the last of them.
             ended = episode.terminated and count == len(episode.reward)
             sites["terminated"][i, count - 1] = ended or (count == env.max_steps and at_horizon)
             behaviour[i, :count] = episode.log_behaviour[:count]
@@ -210,6 +213,7 @@ class KLControlAgentState(AgentState):
 
         def take(train: FitState, _: None) -> tuple[FitState, dict[str, Array]]:
             lanes = replace(state, train=train)
+            # A step takes one lane, and the state stacks lanes.
             new, info = jax.vmap(one, in_axes=(state.lane_axes,), out_axes=(LANES, 0))(lanes)
             return new, {"objective": info.objective[0], "kl": info.kl[0]}
 

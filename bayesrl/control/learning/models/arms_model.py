@@ -63,6 +63,7 @@ class ArmsModel(EnvironmentModel):
 
     def check_experience(self, experience: Experience) -> None:
         """Refuse rewards that no arm pays; see `EnvironmentModel.check_experience`."""
+        # Any possible mean will do: the support does not depend on it.
         half: Any = np.full(experience.reward.shape, 0.5, np.float32)
         support: Any = self.bandit.reward_distribution(half).support
         strange = np.asarray(experience.mask) & ~np.asarray(support(np.asarray(experience.reward)))
@@ -93,6 +94,7 @@ class ArmsModel(EnvironmentModel):
 
     def sample(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int) -> Sites:
         """Draw instances; see `EnvironmentModel.sample`."""
+        # The state is of one run; as many runs in the same state give as many draws.
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_samples, *x.shape[1:])), state)
         return {"instance": self.bandit.sample_posterior(key, many)}
 

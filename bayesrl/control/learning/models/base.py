@@ -175,6 +175,7 @@ class ProgramModel(EnvironmentModel):
     def refit(self, key: PRNGKey, state: FitState, experience: Experience) -> FitState:
         """Take steps on the experience so far."""
         lanes = State(state, self._ready().betas, _arguments(experience, self._seen), self._config)
+        # A fit of one lane: keys and parameters have a leading axis of size 1.
         return run_chunk(key[None], lanes, jnp.asarray(self.num_steps))[0]
 
     def sample(self, key: PRNGKey, state: FitState, experience: Experience, num_samples: int) -> Sites:

@@ -170,6 +170,7 @@ class TabularModel(EnvironmentModel):
         if horizon is None:
             raise ControlError(f"{mdp.name or 'the process'} has no horizon; pass horizon=")
         ends = np.where(mdp.terminal[mdp.successors] & ends_known, mdp.num_states, mdp.successors)
+        # Outcomes of probability 0 give way to the first one, and `_shared` drops repetitions.
         ends = np.where(mdp.probabilities > 0, ends, ends[..., :1])
         if not ends_known:
             ends = np.concatenate([ends, np.full((*ends.shape[:2], 1), mdp.num_states)], -1)
@@ -205,6 +206,7 @@ class TabularModel(EnvironmentModel):
     def condition(self, state: Counts, rows: Experience) -> Counts:
         """Count; see `EnvironmentModel.condition`."""
         at, mask = (rows.observation, rows.action), rows.mask.astype(float)
+        # Blank rows add 0 to the counts of state 0, action 0.
         outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(mask)
         paid = mask * (rows.terminated | (not self.paid_at_end))
         return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
@@ -252,6 +254,7 @@ class TabularModel(EnvironmentModel):
 
         def back(later: Array, at: Array) -> tuple[Array, Array]:
             q, v = value(later, at)
+            # The end, last in `later`, stays worth 0; repeated states get equal values, in any order.
             return jnp.zeros_like(later).at[at].set(v), q
 
         layers = jnp.asarray(self._layers)
@@ -288,6 +291,7 @@ class TabularModel(EnvironmentModel):
             def value(later: Array, at: Array) -> tuple[Array, Array]:
                 now, following = self._ahead(later, at, mean[at] + scale[at] ** 2 / (2 * tau))
                 ahead = (expected[at] * following).sum(-1)
+                # Under a Dirichlet of total α, Var[P·V] is the variance of V under E[P], over α + 1.
                 spread = (expected[at] * (following - ahead[..., None]) ** 2).sum(-1) / (total[at] + 1)
                 bound = tau * jax.nn.logsumexp(following / tau, axis=-1, b=expected[at])
                 k = now + jnp.minimum(ahead + spread / (2 * tau), bound)
@@ -298,6 +302,7 @@ class TabularModel(EnvironmentModel):
 
         def least(taus: Array) -> Array:
             bounds = jax.vmap(lambda tau: solve(tau)[0])(taus)
+            # argmin would choose nan, so a bound that overflows counts as infinite.
             return taus[jnp.argmin(jnp.nan_to_num(bounds, nan=jnp.inf))]
 
         # The bound is convex in τ, so a narrow search around the best of a wide one suffices.
@@ -333,8 +338,10 @@ class TabularModel(EnvironmentModel):
                 break
             there = np.zeros(self.num_states + 1, bool)
             there[self.successors[here]] = True
+            # If every episode must be over by now, a list still needs states: it keeps the last ones.
             here = there[:-1] if there[:-1].any() else here
         width = max(map(len, found))
+        # Lists pay only if they leave out most states, at all times.
         if 2 * width > self.num_states or len(found) < self.horizon:
             return np.broadcast_to(every, (self.horizon, self.num_states)).astype(np.int32)
         return np.stack([np.resize(row, width) for row in found]).astype(np.int32)
@@ -349,6 +356,7 @@ class TabularModel(EnvironmentModel):
 
     def _outcome(self, experience: Experience) -> Array:
         """Find the index of the outcome of each row."""
+        # Padding repeats outcomes; argmax finds the first, which is not padding.
         return self._matches(experience, jnp).argmax(-1)
 
     def _matches(self, experience: Experience, xp: Any) -> Any:

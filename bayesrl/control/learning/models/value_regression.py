@@ -282,6 +282,7 @@ class LastLayerValues(NetworkValues):
 
     def _posterior(self, state: TrainState, experience: Experience) -> tuple[Array, Array]:
         features = self.apply(state.params, experience.observation, head=False)
+        # The scale that `priors` gives the last layer.
         return _regress(_moments(self, features, experience), self.prior_scale / features.shape[-1] ** 0.5, self.noise)
 
 

@@ -120,7 +120,9 @@ class TransformerBlock(eqx.Module):
         """Draw the weights; the key is consumed."""
         shapes = list(layout.linears())
         keys = jax.random.split(key, len(shapes) + (layout.experts > 0))
+        # None is an empty pytree, so a part that the layout lacks has no leaf, and no name in a checkpoint.
         parts: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__)
+        # Not strict: with experts there is one key more, the last, and it is theirs.
         for own, (name, width, out, bias) in zip(keys, shapes, strict=False):
             size = output_scale if name in ("output", "narrow") else scale
             parts[name] = Linear.init(own, width, out, scale=size, bias=bias, dtype=dtype)
@@ -130,6 +132,7 @@ class TransformerBlock(eqx.Module):
         for name in layout.norms:
             parts[name] = layout.init_norm(layout.width, dtype)
         if layout.query_key_norm:
+            # A norm by head has one weight that all heads share.
             queries, keys_ = (layout.heads, layout.kv_heads) if layout.query_key_norm == "whole" else (1, 1)
             parts["query_norm"] = layout.init_norm(queries * layout.head_dim, dtype)
             parts["key_norm"] = layout.init_norm(keys_ * layout.head_dim, dtype)
@@ -153,6 +156,7 @@ class TransformerBlock(eqx.Module):
         layout = self.layout
         query, key, value = self._project(x)
         if sight.rotation is not None:
+            # Turned before they are stored: cached keys keep their positions and are never turned again.
             query, key = apply_rotary(query, sight.rotation), apply_rotary(key, sight.rotation)
         out, keys, values = attend(query, key, value, sight.visible, cache, layer, scale=layout.scale, cap=layout.cap)
         return self.output(out), keys, values
@@ -163,12 +167,14 @@ class TransformerBlock(eqx.Module):
         if self.mix is not None:
             mixed = self.mix(x)
             if layout.joined == "by_head":
+                # The query, key and value of a head lie side by side here, so the axis of heads comes first.
                 query, key, value = jnp.split(mixed.reshape(n, layout.heads, -1), 3, axis=-1)
                 return query, key, value
             mixed = mixed.reshape(n, -1, layout.head_dim)
             query, key, value = jnp.split(mixed, [layout.heads, layout.heads + layout.kv_heads], axis=1)
             return query, key, value
         query, key, value = _apply(self.query, x), _apply(self.key, x), _apply(self.value, x)
+        # This norm takes its mean over all heads, so it must come before they are split.
         if layout.query_key_norm == "whole":
             query, key = _apply(self.query_norm, query), _apply(self.key_norm, key)
         query, key, value = (part.reshape(n, -1, layout.head_dim) for part in (query, key, value))
@@ -182,6 +188,7 @@ class TransformerBlock(eqx.Module):
             return self.experts(x, act, self.layout.chosen)
         wide = _apply(self.widen, x)
         if self.layout.gated == "joined":
+            # The half that goes through the activation comes first, in Phi-3 and in ModernBERT.
             first, second = jnp.split(wide, 2, axis=-1)
             return _apply(self.narrow, act(first) * second)
         return _apply(self.narrow, act(wide) if self.gate is None else act(self.gate(x)) * wide)

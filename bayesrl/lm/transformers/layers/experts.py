@@ -52,6 +52,7 @@ class Experts(eqx.Module):
                 widen=Linear.init(two, width, inner, scale=scale, **plain),
                 narrow=Linear.init(three, inner, width, scale=output_scale, **plain),
             )
+            # One iterator three times: each expert takes the next three keys.
             for one, two, three in zip(*[iter(keys)] * 3, strict=True)
         )
         return cls(Linear.init(first, width, count, scale=scale, **plain), each)
@@ -60,6 +61,7 @@ class Experts(eqx.Module):
         self, x: Float[Array, "n width"], act: Callable[[Array], Array], chosen: int
     ) -> Float[Array, "n width"]:
         """Feed each token to the experts that it chooses."""
+        # Float32 logits: chances that bfloat16 rounds to one number would tie, and `top_k` breaks ties by index.
         chances = jax.nn.softmax(self.router.scores(x), axis=-1)
         best, which = jax.lax.top_k(chances, chosen)
         best = best / best.sum(-1, keepdims=True)

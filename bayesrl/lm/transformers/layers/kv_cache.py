@@ -51,6 +51,7 @@ class Cache(eqx.Module):
             >>> hidden.shape, caches.keys[0].shape, int(caches.length)
             ((3, 2, 4), (3, 8, 2, 2), 2)
         """
+        # All rows share one length: with a length for each, vmap would turn the write of a slot into a scatter.
         shared = jax.tree_util.GetAttrKey("length")
         return jax.tree_util.tree_map_with_path(lambda path, _: None if path == (shared,) else 0, self)
 
@@ -70,6 +71,7 @@ class TokenSlots(NamedTuple):
         """Return which slots each token sees within a window of `window` tokens, itself included; 0 sees all."""
         if window == 0:
             return self.visible
+        # Counted in real tokens, as positions are, so that padding does not use up the window.
         places = jnp.cumsum(self.mask[: self.visible.shape[1]], dtype=jnp.int32) - 1
         return self.visible & (self.positions[:, None] - places[None, :] < window)
 
@@ -82,12 +84,14 @@ def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
     """Place n new tokens after those in a cache; a token sees itself and the real tokens before it."""
     n = mask.shape[0]
     start = cache.length
+    # A traced length cannot be checked, and `dynamic_update_slice` would clamp it and write over the last slots.
     if n > cache.capacity or (isinstance(start, int) and start + n > cache.capacity):
         raise LanguageModelError(
             f"{n} tokens do not fit into a cache of capacity {cache.capacity} that holds {start}; "
             "pass a larger capacity to start()"
         )
     everything = write_slots(cache.mask, mask, start)
+    # Shapes cannot depend on a traced length: attention then covers every slot, and the mask hides the unused ones.
     sight = start + n if isinstance(start, int) else cache.capacity
     earlier = jnp.arange(sight)[None, :] <= start + jnp.arange(n)[:, None]
     counts = cache.count + jnp.cumsum(mask, dtype=jnp.int32)
@@ -115,6 +119,7 @@ def _attend_one(
 ) -> Float[Array, "1 width"]:
     """Attend from one token without matrix products, which for one row cost more to lay out than to compute."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
+    # Query heads that share a key head are neighbors, so a reshape groups them.
     shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) * scale
     scores = soft_cap((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
     # Half the lowest number: the softmax subtracts the largest score, which must stay finite where nothing is visible.
@@ -134,6 +139,7 @@ def _attend_capped(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(query.shape[0], keys.shape[1], -1, query.shape[-1])
     scores = jnp.einsum("nkgd,skd->kgns", shared, keys, preferred_element_type=wide) * scale
+    # Cap first, mask second: tanh would lift a masked score up to -cap.
     weights = jax.nn.softmax(jnp.where(visible, soft_cap(scores, cap), jnp.finfo(wide).min / 2), axis=-1)
     out = jnp.einsum("kgns,skd->nkgd", weights.astype(values.dtype), values)
     return out.reshape(query.shape[0], -1)

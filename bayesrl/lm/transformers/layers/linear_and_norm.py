@@ -32,6 +32,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "relu6": jax.nn.relu6,
         "leaky_relu": jax.nn.leaky_relu,
         "hardswish": jax.nn.hard_swish,
+        # The mean 1/√2 and the deviation 1/√(4π), to six digits.
         "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
         "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
         "sigmoid": jax.nn.sigmoid,
@@ -51,6 +52,7 @@ def find_activation(name: str) -> Callable[[Array], Array]:
 
 def normal(key: PRNGKey, shape: tuple[int, ...], scale: float, dtype: Any) -> Array:
     """Draw weights from N(0, scale²); the key is consumed."""
+    # Drawn in float32 and then rounded, so that a key gives the same model in either dtype.
     return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
@@ -101,6 +103,7 @@ class Linear(eqx.Module):
         if self.bias is not None:
             y = y + self.bias
         if self.down is not None and self.up is not None:
+            # D·x first: U·D is as large as W. And scale U: its size does not grow with the number of tokens.
             y = y + ((x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T).astype(y.dtype)
         return y
 
@@ -109,6 +112,7 @@ class Linear(eqx.Module):
         if self.down is None or self.up is None:
             return self
         wide = jnp.promote_types(self.weight.dtype, jnp.float32)
+        # Round once, after the sum: alone, a small path could be below the step of bfloat16 at W.
         weight = self.weight.astype(wide) + self.factor * (self.up.astype(wide) @ self.down.astype(wide))
         return Linear(weight.astype(self.weight.dtype), self.bias)
 
@@ -186,6 +190,7 @@ class LayerNorm(eqx.Module):
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
         """Normalize the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # Center first: E[x²] − E[x]² would cancel where the mean is large.
         centered = wide - wide.mean(-1, keepdims=True)
         scaled = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + self.epsilon) * self.weight
         return (scaled if self.bias is None else scaled + self.bias).astype(x.dtype)

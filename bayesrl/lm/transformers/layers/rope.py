@@ -66,6 +66,7 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Return ω, in radians per token, [share·head_dim/2]."""
+        # In NumPy, so in float64 and on the host; `rotation` rounds to float32.
         turning = int(head_dim * self.share)
         turns = 1.0 / self.theta ** (np.arange(0, turning, 2) / turning)
         if self.kind == "linear":
@@ -86,16 +87,20 @@ class Rope:
         """Rise from 0 to 1 between the pairs that come round `high` and `low` times in the original context."""
 
         def pair(rounds: float) -> float:
+            # Solves ω_i·original = 2π·rounds for i.
             return turning * math.log(self.original / (rounds * 2 * math.pi)) / (2 * math.log(self.theta))
 
         first, last = pair(self.high), pair(self.low)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
+        # Bounded by turning − 1, though there are only turning/2 pairs, as in YaRN's own code.
         first, last = max(first, 0), min(last, turning - 1)
+        # Equal bounds make a step; the small width only avoids 0/0.
         return (np.arange(turning // 2) - first) / ((last - first) or 0.001)
 
     def rotation(self, positions: Int[Array, "n"], head_dim: int) -> Rotation:
         """Return the turns of n positions, in at least float32."""
+        # Float32 holds positions up to 2²⁴ exactly; bfloat16 would stop at 256.
         turns = jnp.asarray(self.frequencies(head_dim), jnp.float32)
         angles = (positions[:, None].astype(turns.dtype) * turns)[:, None]
         if self.sharpness == 1:
@@ -119,6 +124,7 @@ class Rope:
                 f"config.json sets rope_scaling={parameters!r}; it must be null, or name a rope_type with its factor"
             )
         kind = parameters.get("rope_type") or parameters.get("type") or "default"
+        # An older name of the same kind.
         kind = {"su": "longrope"}.get(kind, kind)
         if kind not in KINDS:
             raise LanguageModelError(
@@ -180,6 +186,7 @@ def _stretch(kind: str, params: Mapping[str, Any], json: Mapping[str, Any]) -> d
             _positive(name, params[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")
         )
         return {"factor": factor, "low": low, "high": high, "original": original}
+    # Phi-3's files have no factor: it follows from the two lengths.
     ratio = (
         _positive("max_position_embeddings", length) / original if params.get("factor") is None else params["factor"]
     )
@@ -199,6 +206,7 @@ def _stretch(kind: str, params: Mapping[str, Any], json: Mapping[str, Any]) -> d
             "sharpness": _positive("attention_factor", sharpness),
         }  # fmt: skip
     if sharpness is None:
+        # Without both scales the divisor is _sharpness(factor, 0) = 1, and YaRN's 0.1·ln(factor) + 1 is left.
         scales = [params.get(name) for name in ("mscale", "mscale_all_dim")]
         above, below = (_positive("mscale", scale) for scale in scales) if all(scales) else (1.0, 0.0)
         sharpness = _sharpness(factor, above) / _sharpness(factor, below)
