@@ -267,12 +267,17 @@ def _read(eqn: Any, places: RangeEnd, at: list[RangeEnd]) -> Any:
 
 
 def _whole(eqn: Any, table: Range, aval: Any) -> Range | None:
-    """Return the hull of a table, or None if JAX may fill in a value from outside of it."""
-    fills = eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
-    # By default floats are filled with nan, of which bounds say nothing, and integers with an extreme number.
-    if not table.lower.size or (fills and not jnp.issubdtype(aval.dtype, jnp.floating)):
-        return None
-    return Range(np.full(aval.shape, table.lower.min()), np.full(aval.shape, table.upper.max()))
+    """Return the hull of a table and of what JAX fills in for indices outside of it; None if that is unknown."""
+    lower, upper = table.lower.min(initial=np.inf), table.upper.max(initial=-np.inf)
+    if eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP:
+        fill = eqn.params.get("fill_value")
+        if fill is not None:
+            lower, upper = min(lower, float(fill)), max(upper, float(fill))
+        elif not jnp.issubdtype(
+            aval.dtype, jnp.floating
+        ):  # the least or greatest integer; a float is nan, which is refused
+            return None
+    return None if lower > upper else Range(np.full(aval.shape, lower), np.full(aval.shape, upper))
 
 
 def _update(eqn: Any, x: list[Range]) -> Range:

@@ -55,7 +55,6 @@ class FilterRun(NamedTuple):
         twisted: the last twist, [particles, contexts], nats.
         twists: sum of the twists over particles, [1 + steps, contexts], nats; nan shows a twist that is nan.
         sizes: effective number of particles after each step, [1 + steps, contexts].
-        resampled: whether contexts were resampled before each step, [steps, contexts].
     """
 
     sites: dict[str, Array]
@@ -65,7 +64,6 @@ class FilterRun(NamedTuple):
     twisted: Array
     twists: Array
     sizes: Array
-    resampled: Array
 
 
 class _Particles(NamedTuple):
@@ -128,17 +126,17 @@ def run_filter(
         total, twisted = (jnp.take_along_axis(x, parents, 0) for x in (old.total, old.twisted))
         move = filter_.step(fold_in(own_key, 1), t, before, carries, twisted)
         new = _Particles(before, move.carries, log_weights + move.increment, total + move.gain, move.twisted)
-        return (new, log_z), (parents, move.sites, size, poor, move.twisted.sum(0))
+        return (new, log_z), (parents, move.sites, size, move.twisted.sum(0))
 
     first = (start, jnp.zeros(contexts))
-    (last, log_z), (parents, inside, sizes, resampled, twists) = lax.scan(advance, first, jnp.arange(steps.length))
+    (last, log_z), (parents, inside, sizes, twists) = lax.scan(advance, first, jnp.arange(steps.length))
     # Moving whole paths at every resampling would cost steps²: each step stays, and the survivors are traced back once.
     lines, _ = lineages(parents)  # sites before the scan moved along with their particles
     paths = jax.vmap(filter_.inherit_sites)(inside, lines)
     sites = last.before | {name: jnp.moveaxis(value[:, :, 0], 0, 1) for name, value in paths.items()}
     twists = jnp.concatenate([start.twisted.sum(0)[None], twists])
     sizes = jnp.concatenate([sizes, effective_size(last.log_weights)[None]])
-    return FilterRun(sites, last.log_weights, log_z, last.total, last.twisted, twists, sizes, resampled)
+    return FilterRun(sites, last.log_weights, log_z, last.total, last.twisted, twists, sizes)
 
 
 def _with_first(particles: Any, first: Any) -> Any:

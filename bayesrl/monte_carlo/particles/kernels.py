@@ -97,13 +97,13 @@ class Target:
         return draws.sites, totals.log_q.reshape(-1), w.reshape(-1)
 
 
-def independence(key: PRNGKey, target: Target, particles: Scored, power: Array) -> tuple[Scored, Array]:
-    """Propose a fresh draw of q; accept with probability min(1, exp(λ(w′ − w))); also return acceptance rates."""
+def independence(key: PRNGKey, target: Target, particles: Scored, power: Array) -> Scored:
+    """Propose a fresh draw of q; accept with probability min(1, exp(λ(w′ − w)))."""
     num = len(particles.w)
     proposed = target.draw(fold_in(key, 0), num)
     log_accept = _difference(power * proposed.w, power * particles.w)
     accept = jnp.log(jax.random.uniform(fold_in(key, 1), log_accept.shape)) < log_accept
-    return particles.where(accept, proposed, target.axes, target.shape), accept.mean(0)
+    return particles.where(accept, proposed, target.axes, target.shape)
 
 
 def _difference(new: Array, old: Array) -> Array:

@@ -53,16 +53,10 @@ class TemperedRun(NamedTuple):
     Attributes:
         sites: [runs, particles, ...].
         log_weights: with the factors that resampling divided out, [runs, particles, contexts], nats.
-        powers: λ of each step; the last is 1.
-        acceptance: of independent proposals at each step, [steps, contexts].
-        sizes: least effective share of the particles at each step, before any resampling.
     """
 
     sites: dict[str, Any]
     log_weights: np.ndarray
-    powers: np.ndarray
-    acceptance: np.ndarray
-    sizes: np.ndarray
 
 
 class _Moves(NamedTuple):
@@ -183,7 +177,7 @@ class _Steps:
                 )
             following = self._next(population, now) if powers is None else float(powers[len(chosen)])
             here = Scales(jax.device_get(spread_of(smooth, population.particles.sites)), length)
-            population, _, rates, _ = self.step(population, len(chosen) + 1, (now, following), here)
+            population, rates = self.step(population, len(chosen) + 1, (now, following), here)
             # Robbins and Monro's rule: longer steps where more is accepted than wanted.
             length = np.clip(length * np.exp(np.asarray(rates) - _ACCEPTANCE), 1e-4, 2.0).astype(np.float32)
             chosen.append(following)
@@ -226,17 +220,14 @@ class _Steps:
         population = self.start(_MOST_STEPS + 1)
         if path is not None:
             population = population._replace(particles=_with_first(population.particles, path[0], 1))
-        acceptances, sizes, now = [], [], 0.0
+        now = 0.0
         for i, (power, here) in enumerate(zip(powers, scales, strict=True)):
             first = None if path is None else path[i + 1]
-            pair = (now, float(power))
-            population, acceptance, _, size = self.step(population, _MOST_STEPS + 2 + i, pair, here, first)
-            acceptances.append(np.asarray(acceptance))
-            sizes.append(float(size))
+            population, _ = self.step(population, _MOST_STEPS + 2 + i, (now, float(power)), here, first)
             now = float(power)
         host = jax.device_get(population)
         weights = np.asarray(host.log_weights, float) + np.asarray(host.log_z, float)[:, None]
-        return TemperedRun(host.particles.sites, weights, powers, np.stack(acceptances), np.asarray(sizes))
+        return TemperedRun(host.particles.sites, weights)
 
 
 def _target(static: tuple[Any, ...], params: Params, beta: Any) -> Target:
@@ -263,18 +254,17 @@ def _step(
     scales: Scales,
     population: _Population,
     first: Scored | None,
-) -> tuple[_Population, Array, Array, Array]:
+) -> tuple[_Population, Array]:
     _, axes, moves, num_runs, num_particles, threshold, scheme, num_moves = static
     target = _target(static, params, beta)
     old, new = powers
 
-    def one(key: PRNGKey, population: _Population, first: Scored | None) -> tuple[_Population, Array, Array, Array]:
+    def one(key: PRNGKey, population: _Population, first: Scored | None) -> tuple[_Population, Array]:
         particles, log_weights, log_z = population
         # The first step leaves λ = 0, where a weight of 0 has no say yet.
         gain = jnp.where(particles.w == -jnp.inf, -jnp.inf, (new - old) * particles.w)
         log_weights = log_weights + gain
-        size = effective_size(log_weights)
-        poor = size < threshold * num_particles
+        poor = effective_size(log_weights) < threshold * num_particles
         everyone = jnp.broadcast_to(jnp.arange(num_particles, dtype=jnp.int32)[:, None], log_weights.shape)
         # Under vmap both branches of a cond would run, so `where` costs no more.
         parents = jnp.where(poor, ancestors(fold_in(key, 0), log_weights, scheme), everyone)
@@ -283,14 +273,14 @@ def _step(
         log_weights = jnp.where(poor, 0.0, log_weights)
         sites = {name: gather(x, parents, axes[name], target.shape) for name, x in particles.sites.items()}
         particles = Scored(sites, *(jnp.take_along_axis(x, parents, 0) for x in (particles.log_q, particles.w)))
-        particles, acceptance, rates = _moved(key, target, particles, new, scales, moves, num_moves)
+        particles, rates = _moved(key, target, particles, new, scales, moves, num_moves)
         if first is not None:
             particles = _with_first(particles, first, 0)
-        return _Population(particles, log_weights, log_z), acceptance, rates, size.min()
+        return _Population(particles, log_weights, log_z), rates
 
     keys = split(fold_in(key, number), num_runs, None)
-    population, acceptance, rates, size = jax.vmap(one)(keys, population, first)
-    return population, acceptance.mean(0), rates.mean(0), size.min()
+    population, rates = jax.vmap(one)(keys, population, first)
+    return population, rates.mean(0)
 
 
 def _moved(
@@ -303,19 +293,23 @@ def _moved(
     num_moves: int,
     *,
     backward: bool = False,
-) -> tuple[Scored, Array, Array]:
-    """Apply all moves, or backward their reversal: each is reversible, so only their order changes."""
-    acceptance = rates = jnp.ones(particles.w.shape[-1])
+) -> tuple[Scored, Array]:
+    """Apply all moves, or backward their reversal: each is reversible, so only their order changes.
+
+    Returns:
+        The particles, and the acceptance rates of Hamiltonian moves, [contexts].
+    """
+    rates = jnp.ones(particles.w.shape[-1])
     order = [(i, name) for i in range(num_moves) for name in ("independence", "gibbs", "hmc") if name in moves.names]
     for i, name in reversed(order) if backward else order:
         own = fold_in(fold_in(key, 1 + i), ("independence", "gibbs", "hmc").index(name))
         if name == "independence":
-            particles, acceptance = independence(own, target, particles, power)
+            particles = independence(own, target, particles, power)
         elif name == "gibbs":
             particles = gibbs(own, target, moves.finite[::-1] if backward else moves.finite, particles, power)
         else:
             particles, rates = hamiltonian(own, target, moves.smooth, particles, power, scales)
-    return particles, acceptance, rates
+    return particles, rates
 
 
 @partial(ClosureJit, name="temper_back")
