@@ -134,7 +134,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     scores = _score_common(key, fits, each)
     _check(fits, scores)
     marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
-    return _compare([fit.name for fit in fits], scores, fits[0].beta, marginal)
+    trained = any(fit.programs.learned for fit in fits)
+    return _compare([fit.name for fit in fits], scores, fits[0].beta, marginal, trained=trained)
 
 
 class _Fit(NamedTuple):
@@ -272,9 +273,10 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
 
 
 def _compare(
-    names: Sequence[str], scores: Sequence[Totals], beta: float | None, marginal: Estimate | None
+    names: Sequence[str], scores: Sequence[Totals], beta: float | None, marginal: Estimate | None, *, trained: bool
 ) -> Comparison:
-    log_q = np.stack([-np.asarray(own.ratio) for own in scores])
+    # A common π₀ cancels from the weights, and the ratio is more accurate than log q; trained policies differ in π₀.
+    log_q = np.stack([np.asarray(own.log_q if trained else -own.ratio) for own in scores])
     ratios = np.exp(log_q - (logsumexp(log_q, axis=0) - math.log(len(scores))))
     estimator = StratifiedEstimator(ratios - 1, len(scores))
     control_doubts, scale = np.array([_rounding(own) for own in log_q]), 1.0 if beta is None else beta

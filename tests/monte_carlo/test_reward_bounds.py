@@ -88,6 +88,20 @@ def test_no_value_leaves_its_range(seed: int) -> None:
     assert ((values <= found.upper) | ~number).all()
 
 
+def test_a_table_with_a_value_for_what_lies_outside() -> None:
+    """The filled-in value belongs to the range, whether the indices are few or too many to try; nan and others are refused."""
+    table = jnp.array([1.0, 2.0, 3.0])
+    for width in (4.0, 1e9):
+        index = Range(np.full(2, -1.0), np.full(2, width))
+        for fill in (9.0, -9.0):
+            closed = jax.make_jaxpr(lambda i, fill=fill: table.at[i].get(mode="fill", fill_value=fill))(
+                jnp.zeros(2, int)
+            )
+            (found,) = propagate_ranges(closed, [index])
+            assert (found.lower <= min(fill, 1.0)).all()
+            assert (found.upper >= max(fill, 3.0)).all()
+
+
 def test_most_operations_are_understood() -> None:
     """Of bounded inputs, few compositions come out unbounded: the rules are used at all."""
     box = Range(np.full(4, 0.5), np.full(4, 1.0))
