@@ -197,8 +197,8 @@ def test_a_schedule_is_followed() -> None:
 
 
 def test_standard_errors_are_those_of_repetition() -> None:
-    """Their mean square over 30 runs is the variance of log Z within a factor of 2.2 (chi-square of 29: 2e-4)."""
-    runs = [smc(jax.random.key(i), cities, PAYOFF[:1], beta=0.5, num_particles=32) for i in range(30)]
+    """Their mean square over 24 runs is the variance of log Z within a factor of 2.2 (chi-square of 23: 1e-3)."""
+    runs = [smc(jax.random.key(i), cities, PAYOFF[:1], beta=0.5, num_particles=32) for i in range(24)]
     means = np.array([run.log_evidence.mean[0] for run in runs])
     se = np.array([run.log_evidence.se[0] for run in runs])
     assert 0.4 < means.var(ddof=1) / (se**2).mean() < 2.2

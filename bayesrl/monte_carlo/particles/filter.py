@@ -204,7 +204,7 @@ class _Filter:
         number, num = num_assignments(axes), self.num
         values = jax.vmap(lambda k: decode_assignment(axes, k))(jnp.arange(number))
         # [assignments, particles, ...]; without particles' own states there is one row to try for all of them.
-        each = jax.vmap(lambda *own: jax.vmap(lambda v: run(v, *own))(values), axis_size=num)(*given)
+        each = jax.vmap(lambda *own: jax.vmap(lambda v: run(v, *own), axis_size=number)(values), axis_size=num)(*given)
         draws, carries = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), each)
         lead = (number, num)
         prior = draws.totals((*lead, *self.shape)).log_prior.reshape(*lead, -1)
