@@ -113,6 +113,30 @@ class WeightedDraws:
     alpha: float | None = None
     quasi: QuasiRejection | None = None
 
+    def __repr__(self) -> str:
+        """Describe the result in one line; numbers are means over contexts, [*beta]."""
+        lead, contexts = np.ndim(self.beta) if self.beta is not None else 0, math.prod(self.structure.context_shape)
+
+        def written(values: Any) -> str:
+            array = np.asarray(values, float)
+            return np.array2string(array.reshape(*array.shape[:lead], -1).mean(-1), precision=4, threshold=8)
+
+        num = self.log_weights.shape[lead]
+        parts = [
+            f"{num:,} draws" if num else "solved state by state",
+            *([f"{contexts} contexts"] if contexts > 1 else []),
+        ]
+        named = {
+            "beta": self.beta,
+            "log Z": None if self.log_evidence is None else self.log_evidence.mean,
+            "J*": self.optimum,
+            "E[R]": self.estimates.reward.mean if self.structure.names("reward") else None,
+            "KL": self.estimates.kl.mean,
+            "ESS": self.ess,
+        }
+        parts += [f"{name} {written(value)}" for name, value in named.items() if value is not None]
+        return f"WeightedDraws({', '.join(parts)})"
+
     def resample(self, key: PRNGKey, num_samples: CountOrZero) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
 

@@ -418,3 +418,14 @@ def test_high_temperatures(beta: float) -> None:
 
     found = enumerate_posterior(bandit, beta=beta)
     assert float(found.optimum) == pytest.approx(0.2 + 0.02 / 3 / (2 * beta), abs=3e-8)
+
+
+def test_a_result_shows_itself_in_a_line() -> None:
+    def bandit() -> None:
+        with numpyro.plate("context", 2):
+            arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+            reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+
+    shown = repr(enumerate_posterior(bandit, beta=jnp.array([0.5, 1.0])))
+    expected = "3 draws, 2 contexts, beta [0.5 1. ], log Z [3.0443 1.309 ], J* [1.5222 1.309 ], E[R] [1.8509 1.5752]"
+    assert shown == f"WeightedDraws({expected}, KL [0.6576 0.2662])"
