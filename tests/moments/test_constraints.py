@@ -59,7 +59,7 @@ def exact() -> ConstrainedPolicy:
     return constrain(KEY, number, TARGETS)
 
 
-def within(found: Estimate, truth: Any, errors: float = 4.5) -> None:
+def assert_within(found: Estimate, truth: Any, errors: float = 4.5) -> None:
     assert (np.abs(found.mean - truth) < errors * np.asarray(found.se)).all(), (found, truth)
 
 
@@ -83,9 +83,9 @@ def test_every_engine_takes_the_policy(exact: ConstrainedPolicy) -> None:
     np.testing.assert_allclose(found.estimates.kl.mean, 0.244125, atol=1e-5)
     for draws in (importance(KEY, exact.policy, beta=1.0), rejection(KEY, exact.policy, beta=1.0)):
         assert draws.log_evidence is not None
-        within(draws.log_evidence, 1.188224)
-        within(draws.estimates.metrics["even"], 0.8)
-        within(draws.estimates.metrics["by_three"], 0.5)
+        assert_within(draws.log_evidence, 1.188224)
+        assert_within(draws.estimates.metrics["even"], 0.8)
+        assert_within(draws.estimates.metrics["by_three"], 0.5)
     fitted = fit(KEY, exact.policy, beta=1.0, num_steps=300, progress=False)
     told = evidence(jax.random.key(1), fitted)
     assert told.method == "enumeration"
@@ -135,9 +135,11 @@ def test_data_make_the_prior_a_posterior() -> None:
     np.testing.assert_allclose(found.multipliers["x"].mean, np.log(9) - np.log(p / (1 - p)), rtol=1e-5)
     np.testing.assert_allclose(found.kl.mean, 0.9 * np.log(0.9 / p) + 0.1 * np.log(0.1 / (1 - p)), rtol=1e-5)
     by_draws = constrain(KEY, program, {"x": 0.9}, max_count=1)
-    within(by_draws.multipliers["x"], found.multipliers["x"].mean)  # 3 within 4.5 standard errors: 2e-5 false alarms
-    within(by_draws.log_evidence, found.log_evidence.mean)
-    within(by_draws.kl, found.kl.mean)
+    assert_within(
+        by_draws.multipliers["x"], found.multipliers["x"].mean
+    )  # 3 within 4.5 standard errors: 2e-5 false alarms
+    assert_within(by_draws.log_evidence, found.log_evidence.mean)
+    assert_within(by_draws.kl, found.kl.mean)
 
 
 def coins(length: int, bias: Any = 0.5) -> None:
@@ -241,31 +243,31 @@ def test_draws_agree_with_enumeration(exact: ConstrainedPolicy) -> None:
     """Four numbers, and the true moments of what was found, within 4.5 standard errors: 4e-5 false alarms."""
     found = constrain(jax.random.key(3), number, TARGETS, max_count=1)
     for name, value in TRUTH.items():
-        within(found.multipliers[name], value)
-    within(found.log_evidence, 1.188224)
-    within(found.kl, 0.244125)
+        assert_within(found.multipliers[name], value)
+    assert_within(found.log_evidence, 1.188224)
+    assert_within(found.kl, 0.244125)
     assert found.ess is not None
     assert 1000 < found.ess < 10_000
     truly = enumerate_posterior(found.policy, beta=1.0).estimates.metrics
     for name, target in (("even", 0.8), ("by_three", 0.5)):
         np.testing.assert_allclose(found.moments[name].mean, target, atol=1e-8)
-        within(Estimate(truly[name].mean, found.moments[name].se), target)
+        assert_within(Estimate(truly[name].mean, found.moments[name].se), target)
 
 
 def test_a_normal_is_shifted() -> None:
     """N(1, 2²) with mean 2 is N(2, 2²): λ = 1/4, log Z = 3/8, KL = 1/8; 2e-5 false alarms."""
     found = constrain(jax.random.key(4), normal, {"x": 2.0})
-    within(found.multipliers["x"], 0.25)
-    within(found.log_evidence, 0.375)
-    within(found.kl, 0.125)
+    assert_within(found.multipliers["x"], 0.25)
+    assert_within(found.log_evidence, 0.375)
+    assert_within(found.kl, 0.125)
 
 
 def test_a_normal_is_shifted_far_by_fits() -> None:
     """To a mean 7 standard deviations away: λ = 3.5, log Z = 28, KL = 24.5. Prior draws alone end 4 away; 2e-5."""
     found = constrain(jax.random.key(5), normal, {"x": 15.0}, num_samples=4000)
-    within(found.multipliers["x"], 3.5)
-    within(found.log_evidence, 28.0)
-    within(found.kl, 24.5)
+    assert_within(found.multipliers["x"], 3.5)
+    assert_within(found.log_evidence, 28.0)
+    assert_within(found.kl, 24.5)
     assert found.multipliers["x"].se < 0.03
     assert found.ess is not None
     assert found.ess > 1500
@@ -280,8 +282,8 @@ def test_data_far_from_the_prior_are_fitted_first() -> None:
 
     mean, variance = 600 / 101, 1 / 101
     found = constrain(jax.random.key(8), program, {"x": 6.0}, num_samples=2000)
-    within(found.multipliers["x"], (6 - mean) / variance)
-    within(found.kl, (6 - mean) ** 2 / (2 * variance))
+    assert_within(found.multipliers["x"], (6 - mean) / variance)
+    assert_within(found.kl, (6 - mean) ** 2 / (2 * variance))
 
 
 def test_standard_errors_are_those_of_repetition() -> None:
@@ -310,9 +312,9 @@ def test_draws_share_a_multiplier_too() -> None:
             numpyro.sample("x", dist.Normal(jnp.array([0.0, 4.0]), 2.0))
 
     found = constrain(jax.random.key(7), contexts, {"x": 3.0}, per_context=False)
-    within(found.multipliers["x"], 0.25)
-    within(found.log_evidence, np.array([0.125, 1.125]))
-    within(found.kl, 0.125)
+    assert_within(found.multipliers["x"], 0.25)
+    assert_within(found.log_evidence, np.array([0.125, 1.125]))
+    assert_within(found.kl, 0.125)
 
 
 # ---- bad input -------------------------------------------------------------------------------

@@ -205,8 +205,9 @@ def _joined(
     least = np.asarray(markov_lower(low.sum(1)) / contexts - rounding)
     # E[1/Ẑ] = 1/Z, so the lower limit of −log Z, with its sign turned, is the upper one of log Z.
     most = np.asarray(-markov_lower(-high.sum(1)) / contexts + rounding if has_upper else np.inf)
-    # The spread of single runs, not of their mean: where it is wide, Ẑ is skewed and a few runs decide.
-    trusted = bool(low.std(0).max() < _SPREAD and (not has_upper or high.std(0).max() < _SPREAD))
+    # Forward runs alone may all have missed a mode, and say nothing of it. The spread is of single runs, not of their
+    # mean: where it is wide, Ẑ is skewed and a few runs decide.
+    trusted = bool(has_upper and low.std(0).max() < _SPREAD and high.std(0).max() < _SPREAD)
     evidence = Interval.normal(log_z, se)._replace(conservative_lower=least, conservative_upper=most)
     if not trusted:
         nothing = np.asarray(np.nan)
@@ -216,6 +217,8 @@ def _joined(
     gap = _gap(evidence, objective, trusted=trusted)
     forward_kl, forward_se = _mean_under_target(programs, params, beta, forward)
     kl_forward = Interval.normal(max(forward_kl - given - float(log_z), 0.0), forward_se)
+    if not trusted:
+        kl_forward = Interval.between(0.0, np.inf)._replace(mean=kl_forward.mean, se=kl_forward.se)
     return replace(
         found,
         method="smc",

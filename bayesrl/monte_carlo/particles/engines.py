@@ -21,7 +21,7 @@ from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.monte_carlo.particles.filter import FilterPlan, run_filter
 from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
-from bayesrl.monte_carlo.particles.tempering import run_tempered
+from bayesrl.monte_carlo.particles.tempering import TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
 from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
@@ -87,28 +87,31 @@ class TemperedParticles:
     schedule: Sequence[float] | None
     moves: Sequence[KernelName] | None
     num_moves: int
+    _paths: dict[Any, TemperedPath] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def run(
         self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
     ) -> tuple[ScoredDraws, np.ndarray]:
         """Run; see `ParticleEngine`."""
         structure = self.programs.structure
-        found = run_tempered(
-            key,
-            self.programs,
-            self.params,
-            beta,
-            context_axes(structure),
-            num_runs=self.size.num_replications,
-            num_particles=self.size.num_particles,
-            powers=None if self.schedule is None else self._powers(self.schedule, beta),
-            moves=self.moves,
-            num_moves=self.num_moves,
-            threshold=self.size.resample_below,
-            # Only multinomial resampling leaves the others independent of the particle that must survive.
-            scheme=self.size.resampling if reference is None else "multinomial",
-            reference=reference,
-        )
+        kind = (beta, reference is not None)
+        if kind not in self._paths:
+            self._paths[kind] = tempered_path(
+                fold_in(key, 0),
+                self.programs,
+                self.params,
+                beta,
+                context_axes(structure),
+                num_runs=self.size.num_replications,
+                num_particles=self.size.num_particles,
+                powers=None if self.schedule is None else self._powers(self.schedule, beta),
+                moves=self.moves,
+                num_moves=self.num_moves,
+                threshold=self.size.resample_below,
+                # Only multinomial resampling leaves the others independent of the particle that must survive.
+                scheme=self.size.resampling if reference is None else "multinomial",
+            )
+        found = self._paths[kind].run(fold_in(key, 1), reference)
         contexts = found.log_weights.shape[-1]
         sites = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found.sites)
         # Moves carry only log q and w; rewards and metrics by site take one more run of the last particles.

@@ -67,7 +67,7 @@ class _Moves(NamedTuple):
     smooth: tuple[SmoothSite, ...]
 
 
-def run_tempered(
+def tempered_path(
     key: PRNGKey,
     programs: Programs,
     params: Params,
@@ -81,16 +81,11 @@ def run_tempered(
     num_moves: int,
     threshold: float,
     scheme: Scheme,
-    reference: dict[str, Any] | None = None,
-) -> TemperedRun:
-    """Run particles from q to the target.
+) -> "TemperedPath":
+    """Choose the path from q to the target, for any number of runs.
 
-    Without `powers` a pilot run chooses them, and the lengths of steps, which then stay fixed: so the estimate of Z is
-    unbiased. With a reference, [runs, ...], the runs are conditional on it: the moves, reversed, lead from it back
-    to q, and particle 0 retraces that path.
-
-    References:
-        Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
+    Without `powers` a pilot run chooses them, and the lengths of steps, which then stay fixed: so the estimates of Z
+    are unbiased.
     """
     finite, smooth = finite_sites(programs, axes), smooth_sites(programs, axes)
     names: tuple[KernelName, ...] = tuple(moves) if moves is not None else _usual_moves(finite, smooth)
@@ -100,10 +95,9 @@ def run_tempered(
                 f"moves={list(names)} includes {name!r}, which moves {what}, and the program has none; leave it out"
             )
     static = (programs, axes, _Moves(names, finite, smooth), num_runs, num_particles, threshold, scheme, num_moves)
-    steps = _Steps(static, as_hash_key(key), params, beta)
-    fixed = None if powers is None else np.asarray(powers, float)
-    fixed, scales = steps.pilot(fixed)
-    return steps.run(fixed, scales, reference)
+    path = TemperedPath(static, as_hash_key(key), params, beta)
+    path.pilot(None if powers is None else np.asarray(powers, float))
+    return path
 
 
 def _usual_moves(finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...]) -> tuple[KernelName, ...]:
@@ -115,8 +109,8 @@ def _usual_moves(finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...])
     return ("independence", *own)
 
 
-class _Steps:
-    """One compiled program each for the start and for a step, driven from the host."""
+class TemperedPath:
+    """The steps of temperature and the scales of moves; one compiled program each for the start and for a step."""
 
     def __init__(self, static: tuple[Any, ...], key: PRNGKey, params: Params, beta: float | None) -> None:
         self.static, self.key, self.params = static, key, params
@@ -124,14 +118,16 @@ class _Steps:
         self._run_start: Callable[..., Any] | None = None
         self._run_step: dict[bool, Callable[..., Any]] = {}
         self._run_back: Callable[..., Any] | None = None
+        self.powers: np.ndarray = np.ones(0)
+        self.scales: list[Scales] = []
 
-    def start(self, number: int) -> _Population:
+    def _begin(self, number: int) -> _Population:
         given = (self.params, self.beta, self.key, np.asarray(number, np.int32))
         self._run_start = self._run_start or _start.prepare(self.static, *given)
         population: _Population = self._run_start(*given)
         return population
 
-    def step(
+    def _advance(
         self,
         population: _Population,
         number: int,
@@ -147,25 +143,26 @@ class _Steps:
         found: tuple[Any, ...] = self._run_step[kind](*given)
         return found
 
-    def path_back(self, reference: dict[str, Any], powers: np.ndarray, scales: list[Scales]) -> list[Scored]:
+    def _path_back(self, reference: dict[str, Any]) -> list[Scored]:
         """Return where a reference was before each step of temperature and after the last, [runs, 1, ...]."""
         sites = {name: np.asarray(x)[:, None] for name, x in reference.items()}
         path: list[Scored] = [_scores(self.static, self.params, self.beta, sites)]
-        for i in reversed(range(len(powers))):
+        for i in reversed(range(len(self.powers))):
             # Keys: the pilot counts from 0, the run from _MOST_STEPS + 1, and the way back follows.
-            power, number = np.asarray(powers[i], np.float32), np.asarray(2 * _MOST_STEPS + 3 + i, np.int32)
-            given = (self.params, self.beta, self.key, number, power, scales[i], path[-1])
+            power, number = np.asarray(self.powers[i], np.float32), np.asarray(2 * _MOST_STEPS + 3 + i, np.int32)
+            given = (self.params, self.beta, self.key, number, power, self.scales[i], path[-1])
             self._run_back = self._run_back or _step_back.prepare(self.static, *given)
             path.append(self._run_back(*given))
         return path[::-1]
 
-    def pilot(self, powers: np.ndarray | None) -> tuple[np.ndarray, list[Scales]]:
+    def pilot(self, powers: np.ndarray | None) -> None:
         """Choose the steps of temperature, unless they are given, and the scales of Hamiltonian moves at each."""
         smooth = self.static[2].smooth if "hmc" in self.static[2].names else ()
         if powers is not None and not smooth:
             contexts = int(np.prod(self.static[0].structure.context_shape))
-            return powers, [Scales({}, np.ones(contexts, np.float32))] * len(powers)
-        population = self.start(0)
+            self.powers, self.scales = powers, [Scales({}, np.ones(contexts, np.float32))] * len(powers)
+            return
+        population = self._begin(0)
         length = np.full(population.log_weights.shape[-1], 0.3, np.float32)
         chosen: list[float] = []
         scales, now = [], 0.0
@@ -177,13 +174,13 @@ class _Steps:
                 )
             following = self._next(population, now) if powers is None else float(powers[len(chosen)])
             here = Scales(jax.device_get(spread_of(smooth, population.particles.sites)), length)
-            population, rates = self.step(population, len(chosen) + 1, (now, following), here)
+            population, rates = self._advance(population, len(chosen) + 1, (now, following), here)
             # Robbins and Monro's rule: longer steps where more is accepted than wanted.
             length = np.clip(length * np.exp(np.asarray(rates) - _ACCEPTANCE), 1e-4, 2.0).astype(np.float32)
             chosen.append(following)
             scales.append(here)
             now = following
-        return np.asarray(chosen), scales
+        self.powers, self.scales = np.asarray(chosen), scales
 
     def _next(self, population: _Population, now: float) -> float:
         """Find how far λ may go so that the particles stay effective, by bisection."""
@@ -215,15 +212,24 @@ class _Steps:
         # A smaller step could round to none in single precision, and the pilot would not end.
         return float(max(low, now + 1e-6))
 
-    def run(self, powers: np.ndarray, scales: list[Scales], reference: dict[str, Any] | None) -> TemperedRun:
-        path = None if reference is None else self.path_back(reference, powers, scales)
-        population = self.start(_MOST_STEPS + 1)
+    def run(self, key: PRNGKey, reference: dict[str, Any] | None = None) -> TemperedRun:
+        """Run particles along the path.
+
+        With a reference, [runs, ...], the runs are conditional on it: the moves, reversed, lead from it back to q, and
+        particle 0 retraces that path.
+
+        References:
+            Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
+        """
+        self.key = as_hash_key(key)
+        path = None if reference is None else self._path_back(reference)
+        population = self._begin(_MOST_STEPS + 1)
         if path is not None:
             population = population._replace(particles=_with_first(population.particles, path[0], 1))
         now = 0.0
-        for i, (power, here) in enumerate(zip(powers, scales, strict=True)):
+        for i, (power, here) in enumerate(zip(self.powers, self.scales, strict=True)):
             first = None if path is None else path[i + 1]
-            population, _ = self.step(population, _MOST_STEPS + 2 + i, (now, float(power)), here, first)
+            population, _ = self._advance(population, _MOST_STEPS + 2 + i, (now, float(power)), here, first)
             now = float(power)
         host = jax.device_get(population)
         weights = np.asarray(host.log_weights, float) + np.asarray(host.log_z, float)[:, None]
