@@ -149,11 +149,7 @@ class FDivergence(Objective):
                 "divergence from it is defined; use ReverseKL()"
             )
         plan = make_gradient_plan(key, programs, params, self.num_particles, "score", "none", self.enumerated)
-        if plan.enumerated and plan.enumerated != structure.actions:
-            raise ObjectiveError(
-                f"FDivergence enumerates all action sites or none, and enumerated={plan.enumerated!r} leaves out some "
-                f"of {structure.actions!r}; use enumerated=() or 'auto'"
-            )
+        plan.check_all_or_none(structure, "FDivergence")
         if not self._f.finite_at_zero and not has_tracers((key, params, programs.args)):
             refuse_narrow_guide(key, programs, params, self._name, "p* does not")
         return replace(self, plan=plan)
@@ -163,8 +159,7 @@ class FDivergence(Objective):
         plan = self._ready()
         if not plan.enumerated:
             return draw_with_prior(key, params, programs, *self._split)
-        branches = plan.branches(programs.structure)
-        return jax.vmap(lambda values: programs.draw(key, params, 1, values=values), out_axes=1)(branches)
+        return plan.draw_branches(key, params, programs)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Estimate D_f per context; see `Objective.surrogate`."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
 from bayesrl.compilation.random_keys import dummy_key
+from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -50,6 +52,19 @@ class GradientPlan:
             )
             for i, name in enumerate(self.enumerated)
         }
+
+    def draw_branches(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
+        """Draw once at every joint value of the enumerated sites, [1, branches, ...]."""
+        branches = self.branches(programs.structure)
+        return jax.vmap(lambda values: programs.draw(key, params, 1, values=values), out_axes=1)(branches)
+
+    def check_all_or_none(self, structure: Structure, objective: str) -> None:
+        """Refuse a plan that enumerates some action sites and draws others, for objectives that cannot."""
+        if self.enumerated and self.enumerated != structure.actions:
+            raise ObjectiveError(
+                f"{objective} enumerates all action sites or none, and enumerated={self.enumerated!r} leaves out some "
+                f"of {structure.actions!r}; use enumerated=() or 'auto'"
+            )
 
 
 def make_gradient_plan(

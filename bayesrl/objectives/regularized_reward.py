@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -111,11 +110,7 @@ class RegularizedReward(Objective):
                 f"the policy collects no reward for regularizer={self.regularizer!r} to weigh; use regularizer='kl'"
             )
         plan = make_gradient_plan(key, programs, params, self.num_particles, "score", "full", self.enumerated)
-        if plan.enumerated and plan.enumerated != structure.actions:
-            raise ObjectiveError(
-                f"RegularizedReward enumerates all action sites or none, and enumerated={plan.enumerated!r} leaves out "
-                f"some of {structure.actions!r}; use enumerated=() or 'auto'"
-            )
+        plan.check_all_or_none(structure, "RegularizedReward")
         if not self._f.finite_at_zero and not has_tracers((key, params, programs.args)):
             what = f"regularizer={self.regularizer!r}"
             refuse_narrow_guide(key, programs, params, what, "D_f(q‖π₀) counts them")
@@ -126,8 +121,7 @@ class RegularizedReward(Objective):
         plan, actions = self._ready(), programs.structure.actions
         if not plan.enumerated:
             return programs.draw(key, params, self.num_particles, stopped=actions)
-        branches = plan.branches(programs.structure)
-        return jax.vmap(lambda values: programs.draw(key, params, 1, values=values), out_axes=1)(branches)
+        return plan.draw_branches(key, params, programs)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Return −J/β per context; see `Objective.surrogate`."""
