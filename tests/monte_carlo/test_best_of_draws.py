@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from refused_programs import observed, windy
 from scipy.optimize import minimize
 from scipy.stats import chisquare
 
@@ -201,17 +202,6 @@ def test_contexts_that_read_each_other_are_refused(max_count: int) -> None:
 
     with pytest.raises((EngineError, PolicyError), match="'row'"):
         best_of(KEY, neighbours, n=2, num_samples=10, max_count=max_count)
-
-
-def windy() -> None:
-    wind = bayesrl.environment("wind", dist.Bernoulli(0.5), observable=True)
-    bayesrl.reward("r", numpyro.sample("arm", dist.Bernoulli(0.5)) * 1.0 * wind)
-
-
-def observed() -> None:
-    x = numpyro.sample("x", dist.Bernoulli(0.5))
-    numpyro.sample("y", dist.Normal(x, 1.0), obs=1.0)
-    bayesrl.reward("r", 1.0 * x)
 
 
 def batched() -> None:

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import Array
+from refused_programs import observed, windy
 
 import bayesrl
 from bayesrl.core.programs import Programs
@@ -72,17 +73,6 @@ def test_a_fit_becomes_the_law() -> None:
     q = np.stack([np.bincount(arm, minlength=4) for arm in arms_drawn.T]) / len(arms_drawn)
     assert np.abs(law(4) - np.asarray(PRIOR)).max() > 0.2
     assert np.abs(q - law(4)).max() < 0.03
-
-
-def windy() -> None:
-    wind = bayesrl.environment("wind", dist.Bernoulli(0.5), observable=True)
-    bayesrl.reward("r", numpyro.sample("arm", dist.Bernoulli(0.5)) * 1.0 * wind)
-
-
-def observed() -> None:
-    x = numpyro.sample("x", dist.Bernoulli(0.5))
-    numpyro.sample("y", dist.Normal(x, 1.0), obs=1.0)
-    bayesrl.reward("r", 1.0 * x)
 
 
 def unrewarded() -> None:
