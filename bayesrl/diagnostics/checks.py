@@ -179,7 +179,9 @@ def coverage_check(evidence: Evidence) -> Check:
     reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
     missed = np.reshape(evidence.missed_mass, -1)
     if not np.isfinite(missed).any():
-        why = evidence.caveat or "nature is random, and p* is not what is aimed at"
+        known = "the optimum is known, and nothing was drawn to find it"
+        nature = "nature is random, and p* is not what is aimed at"
+        why = evidence.caveat or (known if evidence.log_evidence is not None else nature)
         return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"

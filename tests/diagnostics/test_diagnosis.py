@@ -9,11 +9,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from oracles import ORACLES, standing
 
 import bayesrl
 from bayesrl.diagnostics.checks import (
     GOOD_SHARE,
     Check,
+    coverage_check,
     entropy_check,
     gap_check,
     restarts_check,
@@ -176,3 +178,13 @@ def test_a_fit_that_draws_what_must_never_happen_fails(fitted: Posterior, method
     assert found.evidence.gap is not None
     assert (float(found.evidence.objective.mean), float(found.evidence.gap.mean)) == (-math.inf, math.inf)
     assert "nan" not in str(found)
+
+
+def test_a_known_optimum_is_not_taken_for_nature() -> None:
+    """Nothing is drawn from p* then, so nobody knows of its modes; nature has no part in it."""
+    oracle = ORACLES["gaussian"]()
+    posterior = standing(jax.random.key(0), oracle)
+    found = evidence(jax.random.key(1), posterior, optimum=lambda beta: oracle.optimum, num_samples=1024)
+    check = coverage_check(found)
+    assert check.outcome == "unknown"
+    assert "the optimum is known" in check.explanation

@@ -215,8 +215,10 @@ def _joined(
         caveat = caveat or "single runs of particles differ by more than a nat, so only conservative limits are given"
     objective = found.objective * (1 / scale)
     gap = _gap(evidence, objective, trusted=trusted)
-    forward_kl, forward_se = _mean_under_target(programs, params, beta, forward)
-    kl_forward = Interval.normal(max(forward_kl - given - float(log_z), 0.0), forward_se)
+    mean_w, influence_of_w = _mean_under_target(programs, params, beta, forward)
+    # KL(p*‖q) = E_p*[w] − log Z, of the same runs: their errors partly cancel.
+    _, forward_se = mean_of_draws(influence_of_w - influence.mean(1))
+    kl_forward = Interval.normal(max(mean_w - given - float(log_z), 0.0), forward_se)
     if not trusted:
         kl_forward = Interval.between(0.0, np.inf)._replace(mean=kl_forward.mean, se=kl_forward.se)
     return replace(
@@ -237,8 +239,8 @@ def _joined(
     )
 
 
-def _mean_under_target(programs: Programs, params: Params, beta: float | None, runs: _Runs) -> tuple[float, float]:
-    """Average w = log(π₀·exp(R/β)/q) over p*, mean over contexts, nats; also return its standard error."""
+def _mean_under_target(programs: Programs, params: Params, beta: float | None, runs: _Runs) -> tuple[float, np.ndarray]:
+    """Average w = log(π₀·exp(R/β)/q) over p*, mean over contexts, nats; also return each run's influence on it."""
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in runs.sites.items()}
     w = target_log_weights(programs, params, flat, beta).reshape(runs.log_weights.shape)
     weights = np.exp(runs.log_weights - logsumexp(runs.log_weights, axis=(0, 1), keepdims=True))
@@ -246,7 +248,7 @@ def _mean_under_target(programs: Programs, params: Params, beta: float | None, r
     mean = (weights * w).sum((0, 1))
     # Particles of one run depend on one another, so their influence is summed before its spread is taken.
     influence = len(w) * (weights * (w - mean)).sum(1).mean(-1)
-    return float(mean.mean()), float(influence.std(ddof=1) / math.sqrt(len(influence)))
+    return float(mean.mean()), influence
 
 
 def _gap(evidence: Interval, objective: Interval, *, trusted: bool) -> Interval:

@@ -95,6 +95,7 @@ def test_a_fit_is_bracketed_from_both_sides(truth: Any) -> None:
     assert abs(found.log_evidence.mean - exact) < 5 * found.log_evidence.se
     by_sums = evidence(jax.random.key(2), posterior, method="enumeration")
     assert abs(found.gap.mean - by_sums.gap.mean) < 5 * found.gap.se
+    assert abs(found.kl_forward.mean - by_sums.kl_forward.mean) < 5 * found.kl_forward.se
     assert found.gap.conservative_lower <= by_sums.gap.mean <= found.gap.conservative_upper
     assert "chains of conditional particles" in found.caveat
 
