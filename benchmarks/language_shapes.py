@@ -12,7 +12,7 @@ from jax import lax
 from numpyro import handlers
 
 from bayesrl import lm
-from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.jit import trace_once
 from bayesrl.lm.transformers.base import CausalLM
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -66,7 +66,7 @@ def _row(shape: Shape, peak: float) -> list[str]:
     def write(key: jax.Array) -> jax.Array:
         return jax.vmap(answers.sample)(jax.random.split(key, shape.sequences))
 
-    written = closure_jit(write)
+    written = trace_once(write)
     tokens = written(jax.random.key(0))
     seconds = _median(lambda: written(jax.random.key(1)))
     count = shape.sequences * shape.written
@@ -92,7 +92,7 @@ def _update(model: CausalLM, prompt: jax.Array, tokens: jax.Array, written: int)
         declare()
     params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
-    @closure_jit
+    @trace_once
     def gradient(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         def score(params: dict[str, jax.Array]) -> jax.Array:
             own = handlers.seed(handlers.substitute(declare, data=params), rng_seed=0)()

@@ -26,7 +26,7 @@ from numpyro import handlers
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.jit import trace_once
 from bayesrl.lm.transformers.base import CausalLM
 from benchmarks.language_models import BETA, COMPLETIONS, CONFIG, LENGTH, policy_of
 from benchmarks.peers import TRL, python_of, run_peer
@@ -169,7 +169,7 @@ def _generation(model: Any) -> float:
         answers = policy.distribution(model, policy.prompts.tokens, policy.prompts.mask)
         return jax.vmap(answers.sample)(jax.random.split(key, COMPLETIONS))
 
-    run_compiled, key = closure_jit(write), jax.random.key(0)
+    run_compiled, key = trace_once(write), jax.random.key(0)
     return _median(lambda: run_compiled(key))
 
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesrl.monte_carlo.particles.resampling import ancestors, effective_size, gather, lineages, log_mean
+from bayesrl.monte_carlo.particles.resampling import (
+    ancestors,
+    effective_size,
+    fewest_moves,
+    gather,
+    lineages,
+    log_mean,
+)
 
 WEIGHTS = jnp.log(jnp.array([[0.5, 0.0], [0.2, 0.25], [0.3, 0.25], [0.0, 0.5]]))
 
@@ -57,3 +64,17 @@ def test_lineages_lead_back_to_the_start() -> None:
     # The last particles 0, 1, 2 came from 1, 1, 0 of the step before, and those from 0, 0, 2 of the start.
     np.testing.assert_array_equal(lines[..., 0], [[1, 1, 0], [0, 1, 2]])
     np.testing.assert_array_equal(start[:, 0], [0, 0, 2])
+
+
+def test_survivors_stay_where_they_are() -> None:
+    """Each particle has as many children as before, none changes its place, and sources are never overwritten."""
+    for parents in ([1, 1, 3, 3, 3, 5], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 5]):
+        moves = fewest_moves(jnp.array(parents))
+        count = int(moves.count)
+        assert sorted(moves.parents.tolist()) == sorted(parents)
+        assert all(int(moves.parents[i]) == i for i in parents)
+        rows = list(range(6))
+        for source, target in zip(moves.source[:count].tolist(), moves.target[:count].tolist(), strict=True):
+            assert source not in moves.target[:count].tolist()
+            rows[target] = rows[source]
+        assert rows == moves.parents.tolist()

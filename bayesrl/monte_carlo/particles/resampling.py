@@ -1,6 +1,6 @@
 """Resampling of weighted particles, each context on its own, and the paths that survive it."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,39 @@ def ancestors(key: PRNGKey, log_weights: Array, scheme: Scheme) -> Array:
     # Rounding may put a place at the very end: the last particle with a weight takes it.
     last = num - 1 - jnp.argmax((weights > 0)[::-1], 0)
     return jnp.minimum(found, last).astype(jnp.int32)
+
+
+class Moves(NamedTuple):
+    """Resampling as few copies: survivors stay where they are, and only particles without offspring are overwritten.
+
+    Attributes:
+        parents: whose state each particle takes, [particles]; a survivor's own.
+        source: particles to copy, [particles]; only the first `count` are meant.
+        target: where to.
+        count: how many particles are overwritten.
+    """
+
+    parents: Array
+    source: Array
+    target: Array
+    count: Array
+
+
+def fewest_moves(parents: Array) -> Moves:
+    """Rearrange the parents of all particles, [particles], so that each survivor is its own parent.
+
+    No source is also a target, so the copies may be made one after another in place.
+    """
+    num = len(parents)
+    everyone = jnp.arange(num, dtype=jnp.int32)
+    offspring = jnp.zeros(num, jnp.int32).at[parents].add(1)
+    dead = offspring == 0
+    # There are as many dead as children beyond the first, so both lists have `count` entries. Both are in the order of
+    # particles, so that where contexts lie behind one another no particle leaves its own.
+    source = jnp.repeat(everyone, jnp.maximum(offspring - 1, 0), total_repeat_length=num)
+    target = jnp.nonzero(dead, size=num, fill_value=0)[0].astype(jnp.int32)
+    rank = jnp.maximum(jnp.cumsum(dead) - 1, 0)
+    return Moves(jnp.where(dead, source[rank], everyone), source, target, dead.sum())
 
 
 def _finite(top: Array) -> Array:
