@@ -309,7 +309,7 @@ def _move_rows(caches: list[Any], moves: Moves) -> list[Any]:
 
         return [_map_cache(of_row, cache) for cache in caches]
 
-    moved: list[Any] = lax.fori_loop(0, moves.count, move, caches)
+    moved: list[Any] = lax.fori_loop(0, moves.num_moved, move, caches)
     return moved
 
 

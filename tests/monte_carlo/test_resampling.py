@@ -70,7 +70,7 @@ def test_survivors_stay_where_they_are() -> None:
     """Each particle has as many children as before, none changes its place, and sources are never overwritten."""
     for parents in ([1, 1, 3, 3, 3, 5], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 5]):
         moves = fewest_moves(jnp.array(parents))
-        count = int(moves.count)
+        count = int(moves.num_moved)
         assert sorted(moves.parents.tolist()) == sorted(parents)
         assert all(int(moves.parents[i]) == i for i in parents)
         rows = list(range(6))

@@ -51,15 +51,15 @@ class Moves(NamedTuple):
 
     Attributes:
         parents: whose state each particle takes, [particles]; a survivor's own.
-        source: particles to copy, [particles]; only the first `count` are meant.
+        source: particles to copy, [particles]; only the first `num_moved` are meant.
         target: where to.
-        count: how many particles are overwritten.
+        num_moved: how many particles are overwritten.
     """
 
     parents: Array
     source: Array
     target: Array
-    count: Array
+    num_moved: Array
 
 
 def fewest_moves(parents: Array) -> Moves:
@@ -71,7 +71,7 @@ def fewest_moves(parents: Array) -> Moves:
     everyone = jnp.arange(num, dtype=jnp.int32)
     offspring = jnp.zeros(num, jnp.int32).at[parents].add(1)
     dead = offspring == 0
-    # There are as many dead as children beyond the first, so both lists have `count` entries. Both are in the order of
+    # There are as many dead as children beyond the first, so both lists are equally long. Both are in the order of
     # particles, so that where contexts lie behind one another no particle leaves its own.
     source = jnp.repeat(everyone, jnp.maximum(offspring - 1, 0), total_repeat_length=num)
     target = jnp.nonzero(dead, size=num, fill_value=0)[0].astype(jnp.int32)
