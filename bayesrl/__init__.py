@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayesrl import control, errors, guides, lm, objectives
+    from bayesrl import control, errors, guides, lm, objectives, preferences
     from bayesrl.cache import use_cache
     from bayesrl.core.density import log_density
     from bayesrl.core.handlers import full_data, power, tilt
@@ -112,6 +112,7 @@ __all__ = [
     "log_density",
     "objectives",
     "power",
+    "preferences",
     "rejection",
     "resume",
     "reward",

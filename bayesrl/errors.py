@@ -39,3 +39,7 @@ class LanguageModelError(BayesRLError, ValueError):
 
 class CacheError(BayesRLError, ValueError):
     """The cache of compiled programs cannot be used in this way."""
+
+
+class PreferenceError(BayesRLError, ValueError):
+    """Preferences, or a model of them, cannot be used in this way."""

@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import bayesrl
-from bayesrl import control, lm
+from bayesrl import control, lm, preferences
 from bayesrl.diagnostics.rank_statistics import Calibration
 from benchmarks.robustness_things import Bare, Scorer, Things, bandit, location
 
@@ -25,6 +25,7 @@ MODULES = (
     "bayesrl.lm",
     "bayesrl.lm.rewards",
     "bayesrl.objectives",
+    "bayesrl.preferences",
     "bayesrl.report",
 )
 """Packages whose `__all__` is walked."""
@@ -173,6 +174,9 @@ CALLS: dict[str, Call] = {
     "objectives.TrajectoryBalance": lambda t: {},
     "objectives.ReverseKL": lambda t: {},
     "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
+    "preferences.PreferenceData": lambda t: {"kind": "pairs", "items": ({"completion": "a"}, {"completion": "b"}),
+                                             "members": np.array([[0, 1]]), "ranks": np.array([[0, 1]])},
+    "preferences.read": lambda t: {"source": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
     "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
     "report.policy_figure": lambda t: {"posterior": t.posterior},
     "report.save_figures": lambda t: {"directory": ".", "posterior": t.posterior},
@@ -201,6 +205,10 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "TabularModel.of": (lambda t: control.TabularModel, lambda t: {"mdp": t.mdp}),
     "TabularOptimum.prior_objective": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"beta": 0.5}),
     "TabularOptimum.evaluate": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"posterior": t.control_fit}),
+    "PreferenceData.of_pairs": (lambda t: preferences.PreferenceData, lambda t: {"first": [0], "second": [1]}),
+    "PreferenceData.of_rankings": (lambda t: preferences.PreferenceData, lambda t: {"rankings": [[0, 1]]}),
+    "PreferenceData.of_labels": (lambda t: preferences.PreferenceData, lambda t: {"item": [0], "label": [1]}),
+    "PreferenceData.take": (lambda t: preferences.PreferenceData.of_pairs([0], [1]), lambda t: {"rows": [0]}),
     "BanditRuns.band": (lambda t: t.runs, lambda t: {}),
     "Calibration.coverage": (lambda t: Calibration(("a",), np.zeros((3, 1), int), 9, np.full((3, 1), 0.5)),
                              lambda t: {"level": 0.5}),

@@ -46,6 +46,7 @@ IN_BODIES = {
     "JaxEnvironment.env": "whatever has the methods of one of six libraries",
     "from_gymnasium.environment": "an environment or its id",
     "policy.prompts": "texts, records, conversations or tokens, told apart one by one",
+    "read.source": "a path, a data set, a frame or records, told apart",
     "Tokenizer.core": "of a library that is imported when it is needed",
     "sklearn_pipeline.pipeline": "whatever has the methods of scikit-learn",
     "sklearn_pipeline.label": "a class of whatever type the pipeline has",

@@ -1,5 +1,6 @@
 """`policy`: a language model that answers prompts, as a program for `bayesrl.fit`."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -19,11 +20,15 @@ from bayesrl.lm.prompts import Completions, Prompts, encode_prompts
 from bayesrl.lm.rewards.base import Reward, evaluate
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
+from bayesrl.lm.tokenization.chat_templates import MESSAGES, SETTINGS
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import CausalLM
 
 TEXT, PLATE = "text", "prompt"
 """Names of the action site, and of the plate of prompts."""
+
+_READ_ANYWAY = frozenset({"prompt", "input_ids", MESSAGES, *SETTINGS})
+"""Fields of records that make the prompt."""
 
 
 @checked(LanguageModelError)
@@ -105,6 +110,8 @@ class PromptedPolicy:
             return self.prompts
         encoded = encode_prompts(prompts, self.tokenizer)
         _check_tokenizer(encoded, self.tokenizer)
+        if not isinstance(prompts, Prompts):
+            _check_fields(encoded, [*self.rewards.values(), *self.metrics.values()])
         # While JAX traces, there are no lengths to check.
         if not isinstance(encoded.tokens, jax.core.Tracer):
             _check_room(self.model, encoded, self.options["num_steps"])
@@ -185,10 +192,35 @@ def policy(
     named_metrics = {name: as_reward(one) for name, one in (metrics or {}).items()}
     if repeated := sorted({TEXT, PLATE, *named_rewards} & set(named_metrics) | ({TEXT, PLATE} & set(named_rewards))):
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
+    _check_fields(encoded, [*named_rewards.values(), *named_metrics.values()])
     ends = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
     pad = tokenizer.pad if tokenizer is not None else None
     options = {**settings, "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
     return PromptedPolicy(reference, tokenizer, encoded, named_rewards, named_metrics, batch_size, options, source)
+
+
+def _check_fields(prompts: Prompts, rewards: Sequence[Reward]) -> None:
+    """Name the fields of the prompts' records that no reward reads; refuse pairs of answers among them."""
+    known = [reward.fields for reward in rewards]
+    given = {str(name) for row in prompts.examples for name in row if name not in _READ_ANYWAY}
+    # The answer at the end of a conversation came out of `messages`.
+    given -= {"answer"} if any(MESSAGES in row for row in prompts.examples) else set()
+    if None in known or not given:
+        return
+    unread = sorted(given.difference(*(fields for fields in known if fields is not None)))
+    pair = [name for name in ("chosen", "rejected") if name in unread]
+    if pair:
+        raise LanguageModelError(
+            f"the prompts are records of preferences, with {' and '.join(map(repr, pair))}, and no reward reads them; "
+            "pass the prompts alone, [record['prompt'] for record in records], and learn a reward from the answers by "
+            "bayesrl.preferences.read(records)"
+        )
+    if unread:
+        warnings.warn(
+            f"no reward or metric reads the fields {', '.join(map(repr, unread))} of the prompts' records; leave them "
+            "out, or read them in a reward of (text, example)",
+            stacklevel=4,
+        )
 
 
 def _check_tokenizer(prompts: Prompts, tokenizer: Tokenizer | None) -> None:

@@ -47,7 +47,8 @@ V, T, BETA = 5, 3, 0.5
 CONFIG = GPT2Config(vocab_size=V, max_length=8, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
 TOKENS = np.array([[0, 3], [2, 4]])
 TOKENIZER = char_tokenizer("ab")
-RECORDS = [{"prompt": text, "answer": "ba"} for text in ("a", "b", "ab", "bba", "")]
+RECORDS = [{"prompt": text} for text in ("a", "b", "ab", "bba", "")]
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "ab"}
 K_SIGMA = 6.0
 
 
@@ -443,6 +444,7 @@ def bert() -> BertClassifier:
         ({"prompts": 5}, "encode_prompts got '5'; pass a list of texts"),
         ({"prompts": encode_prompts(["x"], char_tokenizer("xy"))}, "the prompts were encoded by another tokenizer"),
         ({"prompts": [3]}, "prompt 0 is 3; pass a text, token ids"),
+        ({"prompts": ["a", PAIR]}, r"records of preferences, with 'chosen' and 'rejected', .*preferences\.read"),
         ({"prompts": [{"question": "a"}]}, "or a record with one of these under 'prompt'"),
         ({"prompts": np.zeros((0, 2), int)}, "prompts of shape"),
         ({"prompts": np.zeros((2, 2))}, "pass whole numbers"),
@@ -473,6 +475,17 @@ def test_bad_input_is_refused(model: GPT2, changed: dict[str, Any], message: str
         made = made()
     with pytest.raises(LanguageModelError, match=message):
         policy(made, given.pop("prompts"), **given)
+
+
+def test_fields_that_no_reward_reads_are_named(model: GPT2) -> None:
+    given: dict[str, Any] = {"max_new_tokens": T}
+    records = [{"prompt": "a", "answer": "b", "source": "web"}]
+    with pytest.warns(UserWarning, match="reads the fields 'source' of the prompts"):
+        made = policy(Pretrained(model, TOKENIZER), records, reward=0.5 * rewards.exact_match(), **given)
+    with pytest.raises(LanguageModelError, match="no reward reads them"):
+        made.resolve_prompts([PAIR])
+    # A reward of (text, example) may read whatever it likes.
+    policy(Pretrained(model, TOKENIZER), [PAIR], reward=lambda text, example: text == example["chosen"], **given)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -34,6 +34,11 @@ class Reward(abc.ABC):
         """Whether a completion's number is known not to depend on the other completions of the call."""
         return False
 
+    @property
+    def fields(self) -> frozenset[str] | None:
+        """The fields of the prompts' records that it reads, beside the prompt; None if that is not known."""
+        return None
+
     def __add__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum(((1.0, self), (1.0, other)))
 
@@ -114,6 +119,13 @@ class WeightedSum(Reward):
         """Whether every part is separate; see `Reward.separate`."""
         return all(part.separate for _, part in self.parts)
 
+    @property
+    def fields(self) -> frozenset[str] | None:
+        """What some part reads; see `Reward.fields`."""
+        of_parts = [part.fields for _, part in self.parts]
+        known = [fields for fields in of_parts if fields is not None]
+        return frozenset().union(*known) if len(known) == len(of_parts) else None
+
     def close(self) -> None:
         """Close every part."""
         for _, part in self.parts:
@@ -126,8 +138,9 @@ class TokenReward(Reward):
     """A JAX function of the tokens of one completion; see `token_reward`."""
 
     fn: Callable[[Array, Array], Array]
-    # Without an annotation, so that it is not a field.
+    # Without annotations, so that they are no fields of the dataclass.
     separate = True
+    fields = frozenset()
 
     def __call__(self, completions: Completions) -> Array:
         """Return the function's value for each completion, [...]."""

@@ -39,6 +39,7 @@ class ClassifierReward(Reward):
     scale: Scale
     with_prompt: bool
     separate = True
+    fields = frozenset()
 
     def __call__(self, completions: Completions) -> Array:
         """Return the score of the label for each completion, [...]."""

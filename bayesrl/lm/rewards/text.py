@@ -45,6 +45,7 @@ class TextReward(Reward):
     on_error: float | Literal["stop"] = "stop"
     batched: bool = False
     special: bool = False
+    only_field: str | None = None  # what it reads of a record, if that is known
     _workers: WorkerPool | None = field(default=None, init=False, repr=False)
     # A list, because a frozen dataclass cannot count in a number.
     _failures: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
@@ -65,6 +66,13 @@ class TextReward(Reward):
     def separate(self) -> bool:
         """Whether texts are scored one by one, and not in batches; see `Reward.separate`."""
         return not self.batched
+
+    @property
+    def fields(self) -> frozenset[str] | None:
+        """None for a function of the whole record; see `Reward.fields`."""
+        if self.only_field is not None:
+            return frozenset({self.only_field})
+        return None if self.wants_example else frozenset()
 
     def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as in `scores`."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 from bayesrl.arguments import NonNegative, Positive, checked
@@ -61,7 +62,10 @@ def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool 
         >>> exact_match().scores([0, 0], [" 42", "41"], [{"prompt": "6*7=", "answer": 42}]).tolist()
         [1.0, 0.0]
     """
-    return text_reward(partial(_equals, field=field, strip=strip, ignore_case=ignore_case), name="exact_match")
+    return replace(
+        text_reward(partial(_equals, field=field, strip=strip, ignore_case=ignore_case), name="exact_match"),
+        only_field=field,
+    )
 
 
 @checked(LanguageModelError)
@@ -79,7 +83,9 @@ def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
         >>> contains("city").scores([0], ["It is Paris."], [{"prompt": "Where?", "city": "Paris"}]).tolist()
         [1.0]
     """
-    return text_reward(partial(_holds, field=field, ignore_case=ignore_case), name="contains")
+    return replace(
+        text_reward(partial(_holds, field=field, ignore_case=ignore_case), name="contains"), only_field=field
+    )
 
 
 @checked(LanguageModelError)
@@ -130,7 +136,10 @@ def number_match(field: str = "answer", *, tolerance: NonNegative = 0.0) -> Text
         >>> number_match().scores([0, 0], ["so it is 1234.0.", "I have 2 guesses"], asked).tolist()
         [1.0, 0.0]
     """
-    return text_reward(partial(_ends_with_number, field=field, tolerance=float(tolerance)), name="number_match")
+    return replace(
+        text_reward(partial(_ends_with_number, field=field, tolerance=float(tolerance)), name="number_match"),
+        only_field=field,
+    )
 
 
 def _text_of(example: Example, field: str, name: str) -> str:

@@ -13,6 +13,9 @@ from bayesrl.lm.tokenization.tokenizer_files import token_text
 
 MESSAGES = "messages"
 
+SETTINGS = ("tools", "documents", "chat_template_kwargs")
+"""Fields of records that templates read beside the messages."""
+
 _MARK = "HERE-THE-ANSWER-GOES-ON "
 
 

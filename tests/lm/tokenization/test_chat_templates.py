@@ -95,7 +95,7 @@ def test_conversations_are_prompts(record: Any) -> None:
     ]
     if isinstance(record, dict) and record.get("messages") == [USER, REPLY]:
         assert asked.examples[0]["answer"] == [REPLY]
-    lm.policy(model(tokenizer), [record], reward=len, max_new_tokens=2)
+    lm.policy(model(tokenizer), [record], reward=lambda text, example: len(text), max_new_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,385 @@
+"""`PreferenceData`: who judged which items, and how; `read` makes it from records."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from bayesrl.arguments import Count, FiniteNumbers, checked
+from bayesrl.display.formatting import pluralize
+from bayesrl.errors import PreferenceError
+from bayesrl.lm.tokenization.chat_templates import SETTINGS
+from bayesrl.preferences.reading_rows import Row, read_rows
+from bayesrl.preferences.record_formats import (
+    COLUMNS,
+    Format,
+    Item,
+    Judgement,
+    Refusal,
+    find_format,
+    renamed,
+    told_forms,
+)
+from bayesrl.value_checks import are_integers, array_of
+
+type Kind = Literal["pairs", "rankings", "labels"]
+
+_MOST_NAMED = 8
+
+
+@checked(PreferenceError)
+@dataclass(frozen=True, eq=False, repr=False)
+class PreferenceData:
+    """Judgements of items: pairs, rankings or labels, with their ties, repetitions and annotators.
+
+    Made by `read`, `of_pairs`, `of_rankings` or `of_labels`.
+
+    Attributes:
+        kind: "pairs", "rankings" or "labels".
+        items: what was judged, each once: records with `completion` and perhaps `prompt`.
+        members: numbers of the judged items, [rows, places]; −1 where a ranking has no further item. The first of a
+            pair is the one shown first, if `shown`, and else the chosen one.
+        ranks: place of each member, 0 for the best, equal for ties; −1 where there is none, [rows, places].
+        labels: 1 or 0, [rows], for labels; else None.
+        annotator: number of who judged, [rows], or None.
+        annotators: their names.
+        shown: whether pairs keep the order in which they were shown.
+        unread: columns of the records that nothing reads.
+        left_out: rows that could not be used, with the reason.
+
+    Example:
+        >>> from bayesrl import preferences
+        >>> data = preferences.PreferenceData.of_pairs([0, 0, 1], [1, 2, 2], outcome=[1, 0.5, 0])
+        >>> data.num_items, data.ranks.tolist()
+        (3, [[0, 1], [0, 0], [1, 0]])
+    """
+
+    kind: Kind
+    items: tuple[Item, ...]
+    members: np.ndarray
+    ranks: np.ndarray
+    labels: np.ndarray | None = None
+    annotator: np.ndarray | None = None
+    annotators: tuple[Any, ...] = ()
+    shown: bool = False
+    unread: tuple[str, ...] = ()
+    left_out: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    @checked(PreferenceError)
+    def of_pairs(
+        cls,
+        first: FiniteNumbers,
+        second: FiniteNumbers,
+        outcome: FiniteNumbers = 1.0,
+        *,
+        num_items: Count | None = None,
+        annotator: Sequence[Any] | np.ndarray | None = None,
+        shown: bool = False,
+    ) -> "PreferenceData":
+        """Make data of pairs of numbered items.
+
+        Args:
+            first: numbers of items, [rows].
+            second: of the items beside them, [rows].
+            outcome: 1 where the first won, 0 where the second did, 0.5 for a tie; one for all, or [rows].
+            num_items: how many items there are; by default, up to the greatest number.
+            annotator: who judged each row.
+            shown: whether the first of each pair was the one shown first.
+
+        Raises:
+            PreferenceError: numbers are no whole numbers, or equal in a row; an outcome is another number.
+        """
+        pairs = np.stack([_numbered(first, "first"), _numbered(second, "second")], -1)
+        results = np.broadcast_to(np.asarray(array_of(outcome), float), pairs.shape[:1])
+        if wrong := sorted(set(results.tolist()) - {0.0, 0.5, 1.0}):
+            raise PreferenceError(
+                f"outcome holds {wrong[0]:g}; use 1 (the first won), 0 (the second did) or 0.5 (a tie)"
+            )
+        equal = np.flatnonzero(pairs[:, 0] == pairs[:, 1])
+        if equal.size:
+            raise PreferenceError(f"row {equal[0]} compares item {pairs[equal[0], 0]} with itself; leave it out")
+        ranks = np.stack([results < 0.5, results > 0.5], -1).astype(int)
+        data = cls("pairs", _numbers_as_items(pairs, num_items), pairs, ranks, shown=shown)
+        return data._with_annotators(annotator)
+
+    @classmethod
+    @checked(PreferenceError)
+    def of_rankings(
+        cls,
+        rankings: Sequence[Sequence[int]] | np.ndarray,
+        *,
+        num_items: Count | None = None,
+        annotator: Sequence[Any] | np.ndarray | None = None,
+    ) -> "PreferenceData":
+        """Make data of rankings of numbered items, each from the best to the worst; lengths may differ.
+
+        Raises:
+            PreferenceError: a ranking names an item twice, or fewer than two.
+        """
+        rows = [_numbered(row, f"ranking {number}") for number, row in enumerate(rankings)]
+        for number, row in enumerate(rows):
+            if len(set(row.tolist())) < len(row) or len(row) < 2:
+                raise PreferenceError(f"ranking {number} is {row.tolist()}; name two items or more, each once")
+        if not rows:
+            raise PreferenceError("there are no rankings; pass at least one")
+        members, ranks = _padded(rows), _padded([np.arange(len(row)) for row in rows])
+        return cls("rankings", _numbers_as_items(members, num_items), members, ranks)._with_annotators(annotator)
+
+    @classmethod
+    @checked(PreferenceError)
+    def of_labels(
+        cls,
+        item: FiniteNumbers,
+        label: FiniteNumbers,
+        *,
+        num_items: Count | None = None,
+        annotator: Sequence[Any] | np.ndarray | None = None,
+    ) -> "PreferenceData":
+        """Make data of numbered items that were called good, 1, or bad, 0.
+
+        Raises:
+            PreferenceError: a label is another number, or there is not one for each.
+        """
+        members, labels = _numbered(item, "item"), array_of(label)
+        if labels.shape != members.shape or not np.isin(labels, (0, 1)).all():
+            raise PreferenceError("label must be 0 or 1 for each item; mend the labels, or leave their rows out")
+        column = members[:, None]
+        items = _numbers_as_items(column, num_items)
+        data = cls("labels", items, column, np.zeros_like(column), labels=labels.astype(int))
+        return data._with_annotators(annotator)
+
+    def _with_annotators(self, annotator: Any) -> "PreferenceData":
+        if annotator is None:
+            return self
+        if len(annotator) != len(self):
+            raise PreferenceError(f"annotator has {len(annotator)} entries for {len(self)} rows; pass one for each")
+        known = tuple(dict.fromkeys(np.asarray(annotator).tolist()))
+        numbers = np.asarray([known.index(who) for who in np.asarray(annotator).tolist()], int)
+        return replace(self, annotator=numbers, annotators=known)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self.items)
+
+    @cached_property
+    def outcomes(self) -> np.ndarray:
+        """Of pairs: 1 where the first won, 0 where the second did, 0.5 for ties, [rows]."""
+        return 0.5 * (1 + np.sign(self.ranks[:, 1] - self.ranks[:, 0]))
+
+    @property
+    def num_ties(self) -> int:
+        """In how many rows two items share a place."""
+        return sum(len(set(row[row >= 0].tolist())) < int((row >= 0).sum()) for row in self.ranks)
+
+    @property
+    def names(self) -> list[str]:
+        """What to call each item, [items]: its text, or its number."""
+        return [_name_of(item) for item in self.items]
+
+    def take(self, rows: FiniteNumbers) -> "PreferenceData":
+        """Keep some rows, by number, and all items, so that the rest can test what was learnt from them."""
+        numbers = np.asarray(array_of(rows))
+        if numbers.ndim != 1 or (numbers.size and not are_integers(numbers)):
+            raise PreferenceError("take needs a list of whole numbers of rows; pass such as data.take(range(10))")
+        numbers = numbers.astype(int)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise PreferenceError(
+                f"take got rows from {numbers.min()} to {numbers.max()}; there are 0 to {len(self) - 1}"
+            )
+        kept: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[numbers]
+            for name in ("members", "ranks", "labels", "annotator")
+        }
+        return replace(self, **kept)
+
+    def records(self) -> list[Row]:
+        """Write the rows as records that `read`, and trainers, know: pairs with chosen and rejected, and so on."""
+        return [self._record(row) for row in range(len(self))]
+
+    def _record(self, row: int) -> Row:
+        items = [self.items[at] for at in self.members[row] if at >= 0]
+        shared = {name: items[0][name] for name in ("prompt", *SETTINGS) if name in items[0]}
+        if any(item.get("prompt") != items[0].get("prompt") for item in items):
+            raise PreferenceError(
+                f"row {row} compares answers to different prompts, for which no form of records has a place; "
+                "give them one prompt"
+            )
+        texts = [item["completion"] for item in items]
+        ranks = [int(rank) for rank in self.ranks[row] if rank >= 0]
+        if self.annotator is not None and self.annotator[row] >= 0:
+            shared["annotator"] = self.annotators[self.annotator[row]]
+        if self.kind == "labels":
+            assert self.labels is not None
+            return {**shared, "completion": texts[0], "label": bool(self.labels[row])}
+        if self.kind == "rankings":
+            return {**shared, "completions": texts, "ranks": ranks}
+        if self.shown:
+            return {**shared, "first": texts[0], "second": texts[1], "outcome": float(self.outcomes[row])}
+        order = [0, 1] if ranks[0] <= ranks[1] else [1, 0]
+        tie = {"tie": True} if ranks[0] == ranks[1] else {}
+        return {**shared, "chosen": texts[order[0]], "rejected": texts[order[1]], **tie}
+
+    def __repr__(self) -> str:
+        """Describe the data in one line."""
+        parts = [f"{len(self)} {self.kind}", pluralize(self.num_items, "item")]
+        parts += [f"{pluralize(self.num_ties, 'row')} with ties"] if self.kind != "labels" and self.num_ties else []
+        parts += [pluralize(len(self.annotators), "annotator")] if self.annotators else []
+        parts += [f"{pluralize(len(self.left_out), 'row')} left out"] if self.left_out else []
+        parts += [f"unread columns {', '.join(self.unread)}"] if self.unread else []
+        return f"PreferenceData({', '.join(parts)})"
+
+
+@checked(PreferenceError)
+def read(
+    source: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    invalid: Literal["raise", "leave_out"] = "raise",
+) -> PreferenceData:
+    """Read preferences from a file, a data set or a list of records.
+
+    A record is one of these, after TRL's and OpenRLHF's; texts may be conversations (lists of messages) or token ids:
+
+    | columns | |
+    |---|---|
+    | `chosen`, `rejected`, perhaps `prompt` | a pair; without a prompt it is the common beginning; `tie` may be true |
+    | `first`, `second`, `outcome` | a pair as it was shown; 1 if the first won, 0 if the second did, 0.5 for a tie |
+    | `completion`, `label` | one answer that was called good (1, true) or bad (0, false) |
+    | `completions`, perhaps `ranks` or `scores` | a ranking, by default from the best to the worst; equal ones tie |
+    | `completions`, `labels` | the steps of one answer, each good or bad after those before it |
+
+    `annotator` says who judged. Repeated judgements stay separate rows.
+
+    Args:
+        source: a path (.jsonl, .json, .csv, .tsv, .parquet), a list of records, a `datasets.Dataset`, a data frame, or
+            a list for each column.
+        columns: names of your columns, by the names above: `{"annotator": "worker_id"}`.
+        ignore: columns of yours that nothing needs to read; any other column that is not read is named in a warning.
+        invalid: what to do with rows that cannot be used: raise an error that names them, or leave them out and name
+            them in `left_out`.
+
+    Raises:
+        PreferenceError: the source cannot be read; the columns are of no known form; rows are invalid: a side is
+            missing or empty, both sides are equal, a label is neither 0 nor 1.
+
+    Example:
+        >>> from bayesrl import preferences
+        >>> data = preferences.read([{"chosen": "2+2= 4", "rejected": "2+2= 5"}])
+        >>> data.items[0], data
+        ({'prompt': '2+2=', 'completion': ' 4'}, PreferenceData(1 pairs, 2 items))
+    """
+    rows = read_rows(source)
+    columns = dict(columns or {})
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    _check_columns(columns, present, ignore)
+    kept = [renamed(row, columns) for row in rows]
+    form = find_format(list(dict.fromkeys(name for row in kept for name in row)))
+    if form is None:
+        raise PreferenceError(
+            f"the records have the columns {', '.join(map(repr, present))}, which are no preferences; they need "
+            f"{told_forms()}; name yours by columns={{'chosen': ...}}"
+        )
+    judgements, refused = _parse(kept, form)
+    if refused and (invalid == "raise" or not judgements):
+        raise PreferenceError(_told(refused, len(rows)))
+    used = {columns.get(name, name) for name in form.read}
+    unread = tuple(name for name in present if name not in used and name not in ignore)
+    if unread:
+        warnings.warn(
+            f"nothing reads the columns {', '.join(map(repr, unread))} of these preferences; name them in columns= or "
+            "ignore=",
+            stacklevel=3,
+        )
+    return _collected(judgements, form, unread, refused)
+
+
+def _check_columns(columns: Mapping[str, str], present: Sequence[str], ignore: Sequence[str]) -> None:
+    for name, theirs in columns.items():
+        if name not in COLUMNS:
+            raise PreferenceError(f"columns= names {name!r}, which no form has; use {', '.join(COLUMNS)}")
+        if theirs not in present:
+            raise PreferenceError(f"columns={{{name!r}: {theirs!r}}}: there is no such column; there are {present}")
+    if missing := [name for name in ignore if name not in present]:
+        raise PreferenceError(f"ignore= names {missing[0]!r}, and the records have only {', '.join(present)}")
+
+
+def _parse(rows: Sequence[Row], form: Format) -> tuple[list[Judgement], dict[int, str]]:
+    judgements: list[Judgement] = []
+    refused: dict[int, str] = {}
+    for number, row in enumerate(rows):
+        try:
+            judgements += form.parse(row)
+        except Refusal as reason:
+            refused[number] = str(reason)
+    return judgements, refused
+
+
+def _told(refused: Mapping[int, str], count: int) -> str:
+    shown = [f"row {number}: {reason}" for number, reason in list(refused.items())[:_MOST_NAMED]]
+    more = f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
+    what = f"{len(refused)} of {pluralize(count, 'row')} cannot be used"
+    return f"{what}: {'; '.join(shown)}{more}; mend them, or pass invalid='leave_out'"
+
+
+def _collected(
+    judgements: Sequence[Judgement], form: Format, unread: tuple[str, ...], refused: Mapping[int, str]
+) -> PreferenceData:
+    places: dict[str, int] = {}
+    items: list[Item] = []
+    for judgement in judgements:
+        for key, item in zip(judgement.keys, judgement.items, strict=True):
+            if key not in places:
+                places[key] = len(items)
+                items.append(item)
+    members = _padded([np.asarray([places[key] for key in judgement.keys]) for judgement in judgements])
+    ranks = _padded([np.asarray(one.ranks if one.ranks is not None else [0]) for one in judgements])
+    labels = np.asarray([one.label for one in judgements]) if form.kind == "labels" else None
+    known = tuple(dict.fromkeys(one.annotator for one in judgements if one.annotator is not None))
+    numbers = {who: number for number, who in enumerate(known)}
+    annotator = np.asarray([numbers.get(one.annotator, -1) for one in judgements]) if known else None
+    kind: Any = form.kind
+    shown = "outcome" in form.required
+    return PreferenceData(kind, tuple(items), members, ranks, labels, annotator, known, shown, unread, dict(refused))
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Put rows of several lengths into one array, with −1 behind their ends."""
+    table = np.full((len(rows), max(map(len, rows))), -1, int)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def _numbered(values: Any, name: str) -> np.ndarray:
+    numbers = array_of(values)
+    if numbers.ndim != 1 or not are_integers(numbers) or not numbers.size or numbers.min() < 0:
+        raise PreferenceError(f"{name} must be whole numbers of items from 0 on, one for each row")
+    return numbers.astype(int)
+
+
+def _numbers_as_items(members: np.ndarray, num_items: int | None) -> tuple[Item, ...]:
+    count = int(members.max()) + 1
+    if num_items is not None and num_items < count:
+        raise PreferenceError(f"num_items={num_items}, and there is an item {count - 1}; use at least {count}")
+    return tuple({"completion": str(number)} for number in range(num_items or count))
+
+
+def _name_of(item: Item) -> str:
+    parts = [
+        part if isinstance(part, str) else _told_part(part) for part in (item.get("prompt", ""), item["completion"])
+    ]
+    return "".join(parts)
+
+
+def _told_part(part: Sequence[Any]) -> str:
+    """Write messages, or token ids, on one line."""
+    return " ".join(f"{one['role']}: {one.get('content')}" if isinstance(one, Mapping) else str(one) for one in part)
