@@ -132,6 +132,10 @@ def fit_command(
     steps: Steps = None,
     restarts: Annotated[int | None, typer.Option(help="Fits made side by side; the best one is shown.")] = None,
     seed: RandomSeed = None,
+    regularizer: Annotated[
+        str | None, typer.Option(help="Takes the place of KL: chi_squared, chi_squared_kl, jensen_shannon, ...")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Order of --regularizer alpha.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     assignments: Assignments = None,
     quiet: Quiet = False,
@@ -147,7 +151,8 @@ def fit_command(
         with _at_work(folder, quiet=quiet) as callback:
             from bayesrl.cli.fit import Overrides, start_fit
 
-            start_fit(model, options, folder, Overrides(betas, steps, restarts, seed), callback, quiet=quiet)
+            overrides = Overrides(betas, steps, restarts, seed, regularizer, alpha)
+            start_fit(model, options, folder, overrides, callback, quiet=quiet)
 
 
 @app.command("learn", cls=_LightCommand)

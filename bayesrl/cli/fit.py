@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from bayesrl.problem import Problem, load_problem
 from bayesrl.report.fit_figures import save_figures
 from bayesrl.report.write import write_fits
 from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.regularizer_names import regularizer_of
 from bayesrl.svi.fitting import fit as fit_policy
 from bayesrl.svi.saved_fits import key_of
 from bayesrl.svi.saved_fits import resume as resume_policy
@@ -41,6 +43,8 @@ class Overrides(NamedTuple):
     steps: int | None
     restarts: int | None
     seed: int | None
+    regularizer: str | None = None
+    alpha: float | None = None
 
 
 def start_fit(
@@ -61,7 +65,8 @@ def start_fit(
     if old := run_folder.is_begun(folder):
         stored = run_folder.read_problem(folder)
         chosen = stored["identity"]["beta"]
-        settings |= {name: stored["settings"][name] for name in ("num_steps", "num_restarts")}
+        kept = ("num_steps", "num_restarts", "regularizer", "alpha")
+        settings |= {name: stored["settings"][name] for name in kept if name in stored["settings"]}
         key = key if overrides.seed is not None else key_of(stored)
     else:
         run_folder.save_json(folder, run_folder.MODEL, describe_model(model, options))
@@ -71,6 +76,8 @@ def start_fit(
         settings["num_steps"] = max(overrides.steps, settings["num_steps"]) if further else overrides.steps
     if overrides.restarts is not None:
         settings["num_restarts"] = overrides.restarts
+    given = {"regularizer": overrides.regularizer, "alpha": overrides.alpha}
+    settings |= {name: value for name, value in given.items() if value is not None}
     if overrides.beta is not None:
         chosen = overrides.beta if len(overrides.beta) > 1 else overrides.beta[0]
     beta = np.asarray(chosen) if isinstance(chosen, list) else chosen
@@ -178,7 +185,13 @@ def _kept(posterior: Posterior) -> Evidence:
         Interval.normal(np.reshape(one.mean, shape), np.reshape(one.se, shape))
         for one in (kept.objective, kept.reward, kept.kl)
     )
-    return Evidence.unbracketed(posterior.beta, objective, reward, kl, "the fit could not be scored anew")
+    found = Evidence.unbracketed(posterior.beta, objective, reward, kl, "the fit could not be scored anew")
+    if kept.divergence is None:
+        return found
+    name, alpha = regularizer_of(posterior.settings)
+    mean, se = (np.reshape(part, shape) for part in kept.divergence)
+    other = Interval.normal(mean, se)
+    return replace(found, regularizer=name, alpha=alpha, divergence=other)
 
 
 def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Evidence | None, str]:

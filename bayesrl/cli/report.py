@@ -145,5 +145,8 @@ def _words(made: dict[str, Any], stored: dict[str, Any]) -> Iterator[str]:
     if beta is not None:
         yield f"--beta {','.join(f'{b!r}' for b in (beta if isinstance(beta, list) else [beta]))}"
     yield f"--steps {settings['num_steps']} --restarts {settings['num_restarts']} --seed {identity['seed'][-1]}"
+    for name in ("regularizer", "alpha"):
+        if name in settings:
+            yield f"--{name} {settings[name]}"
     for name, value in made["options"].items():
         yield f"--set {shlex.quote(f'{name}={format_option(value)}')}"

@@ -35,8 +35,9 @@ from bayesrl.display.formatting import (
     pluralize,
 )
 from bayesrl.display.tables import WIDTH, Table, format_text, rich_table, split_columns
+from bayesrl.statistics.regularizer_names import regularizer_formula
 
-_COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "relative gap", "log p(y)")
+_COLUMNS = ("β", "J", "E[R]", "D", "KL", "log Z", "J*", "gap", "relative gap", "log p(y)")
 
 
 def show_run(directory: Path) -> None:
@@ -94,9 +95,15 @@ def _evidence_table(fit: Evidence, held_out: Evidence | None = None) -> Renderab
     """Lay out the evidence of a fit, and on held-out data, as tables within 80 columns with a legend below."""
     labelled = [("fit", row) for row in fit.rows]
     labelled += [] if held_out is None else [("held out", row) for row in held_out.rows]
-    names = [n for n in _COLUMNS if n != "log p(y)" or any(row.log_marginal is not None for _, row in labelled)]
+    absent = {
+        "log p(y)": all(row.log_marginal is None for _, row in labelled),
+        "log Z": fit.regularizer != "kl",
+        "D": fit.regularizer == "kl",
+    }
+    names = [name for name in _COLUMNS if not absent.get(name, False)]
+    headings = [fit.symbol if name == "D" else name for name in names]
     rows = [(label, row.cells()) for label, row in labelled]
-    parts = _within_80(Table(["", *names], [[label, *(cells[name] for name in names)] for label, cells in rows]))
+    parts = _within_80(Table(["", *headings], [[label, *(cells[name] for name in names)] for label, cells in rows]))
     if fit.metrics:
         metrics = [
             [label, row.cells()["β"], *(format_estimate(row.metrics.get(name)) for name in fit.metrics)]
@@ -163,8 +170,11 @@ def _legend(fit: Evidence, held_out: Evidence | None) -> Iterator[str]:
     each = f", means over {fit.num_contexts:,} contexts" if fit.num_contexts > 1 else ""
     if fit.beta is None:
         yield f"Without rewards J is the ELBO and J* = log Z: all in nats{each}."
-    else:
+    elif fit.regularizer == "kl":
         yield f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}."
+    else:
+        yield f"J = E[R] − β·{fit.symbol}, E[R], J* and gap in reward units; KL in nats, and in no J{each}."
+        yield f"{regularizer_formula(fit.regularizer, fit.alpha)}."
     if any(np.any(one.objective.se > 0) for one in (fit, held_out) if one is not None):
         yield "± is one standard error, [ ] a 95% interval."
     if fit.gap is not None:

@@ -72,7 +72,8 @@ def checks_listing(checks: Sequence[Check]) -> Table:
 
 def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
     """Ask how much of the possible gain is still missing, at the worst β, and give a remedy if it is too much."""
-    reference = "J* − J(q) = β·KL(q‖p*)"
+    of_kl = evidence.regularizer == "kl"
+    reference = "J* − J(q) = β·KL(q‖p*)" if of_kl else f"J* − J(q), where J = E[R] − β·{evidence.symbol}"
     if evidence.relative_gap is None or evidence.gap is None:
         return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.caveat}.", reference)
     rows = evidence.rows
@@ -176,12 +177,15 @@ def _judge_share(
 
 def coverage_check(evidence: Evidence) -> Check:
     """Ask how much of p* lies where the fit hardly goes: k̂ cannot see a dropped mode."""
+    other = evidence.regularizer != "kl"
     reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
+    if other:
+        reference += f", the optimum with {evidence.symbol} in the place of KL"
     missed = np.reshape(evidence.missed_mass, -1)
     if not np.isfinite(missed).any():
         known = "the optimum is known, and nothing was drawn to find it"
         nature = "nature is random, and p* is not what is aimed at"
-        why = evidence.caveat or (known if evidence.log_evidence is not None else nature)
+        why = evidence.caveat or (known if evidence.log_evidence is not None or other else nature)
         return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
@@ -193,7 +197,8 @@ def coverage_check(evidence: Evidence) -> Check:
             "where it does, lower the rate (learning_rate=)."
         )
     elif outcome == "fail":
-        help_ = f"{part}: a mode is dropped. Use more restarts and select('mixture'), or ForwardKL()."
+        or_else = "" if other else ", or ForwardKL()"
+        help_ = f"{part}: a mode is dropped. Use more restarts and select('mixture'){or_else}."
     else:
         help_ = f"{part}: more restarts and select('mixture') may reach it."
     reached = f"the fit goes wherever p* does{f', but for {format_share(value)} of it' if value >= 5e-4 else ''}."
@@ -203,18 +208,19 @@ def coverage_check(evidence: Evidence) -> Check:
     )
 
 
-def weights_check(ess: float, khat: float, num: int) -> Check:
+def weights_check(ess: float, khat: float, num: int, unknown: str = NO_WEIGHTS) -> Check:
     """Ask whether the fit could be a proposal for p*: what its own draws are worth at the worst β and context.
 
     Args:
         ess: effective number of draws; nan if the weights say nothing.
         khat: Pareto k̂ of the weights; nan if they have no tail.
         num: number of draws.
+        unknown: why the weights say nothing, if they do not.
     """
     reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
     threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
     if math.isnan(ess):
-        return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
+        return _unknown("weights", threshold, f"{unknown}.", reference)
     worth = f"{num:,} draws of the fit are worth {format_draws(ess)} of p*"
     enough = ess > LEAST_WORTH * num
     remedy = ": choose a richer guide, or fit longer (num_steps=)"

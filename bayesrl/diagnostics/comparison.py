@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,8 +22,11 @@ from bayesrl.display.formatting import estimate_at, format_estimate, pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.regularized import divergence_of
+from bayesrl.statistics.averages import DivergenceFn
 from bayesrl.statistics.definitions import divergence
 from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 from bayesrl.typing import Numbers, PRNGKey
 
 _LEAST_EACH = 64
@@ -47,6 +50,9 @@ class Comparison(Displayable):
         delta_reward: the same for E[R].
         delta_kl: the same for KL.
         log_marginal: log p(y), nats, [fit], the same for all fits; None unless there are data beside rewards.
+        divergence: the divergence that takes the place of KL in J of each; None for KL.
+        delta_divergence: the same for the differences.
+        regularizer: symbol of the divergence in J, such as KL or χ².
     """
 
     names: Sequence[str]
@@ -57,22 +63,32 @@ class Comparison(Displayable):
     delta_reward: Interval
     delta_kl: Interval
     log_marginal: Interval | None = None
+    divergence: Interval | None = None
+    delta_divergence: Interval | None = None
+    regularizer: str = "KL"
 
     def table(self) -> Table:
         """One row per fit, with its differences to the first."""
-        columns = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
+        columns = [self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl]
+        headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]
+        if self.divergence is not None and self.delta_divergence is not None:
+            columns[4:4] = [self.divergence, self.delta_divergence]
+            headings[5:5] = [self.regularizer, f"Δ{self.regularizer}"]
         rows = [
             (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(columns)))
             for i, name in enumerate(self.names)
         ]
-        headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]
         if self.log_marginal is not None:
             headings.append("log p(y)")
             rows = [(*row, format_estimate(estimate_at(self.log_marginal, i))) for i, row in enumerate(rows)]
         return Table(headings, rows)
 
     def _blocks(self) -> Sequence[DisplayBlock]:
-        return (self.table(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))
+        other = "" if self.regularizer == "KL" else f" J = E[R] − β·{self.regularizer}."
+        return (
+            self.table(),
+            Line(f"Δ is the difference to the first, on common draws; ± is one standard error.{other}"),
+        )
 
 
 @checked(EngineError)
@@ -85,7 +101,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     rests on a few draws of another. The means of qₖ/m − 1 are known to be 0, so these serve as control
     variates. Differences are taken draw by draw, so the noise that two similar fits share cancels. If a
     posterior has several restarts, its best enters, or the mixture if you selected one. Fits on mini-batches
-    are scored on all data.
+    are scored on all data. Fits with another regulariser than KL are compared by their own J, if all have the same one.
 
     Args:
         key: consumed whole.
@@ -97,8 +113,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
 
     Raises:
         PolicyError: there are fewer than two fits, or one is not a posterior, was loaded without its policy, or
-            has an array of β; the fits differ in sites, arguments, β or rewards; or a draw has an infinite or
-            undefined score.
+            has an array of β; the fits differ in sites, arguments, β, regularisers or rewards; or a draw has an
+            infinite or undefined score.
         EngineError: there are too few draws, or a policy draws nothing.
 
     Example:
@@ -135,7 +151,9 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     _check(fits, scores)
     marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
     trained = any(fit.programs.learned for fit in fits)
-    return _compare([fit.name for fit in fits], scores, fits[0].beta, marginal, trained=trained)
+    names, first = [fit.name for fit in fits], fits[0]
+    compared = _compare(names, scores, first.beta, marginal, divergence_of(first.posterior.settings), trained=trained)
+    return replace(compared, regularizer=regularizer_symbol(*first.regularizer))
 
 
 class _Fit(NamedTuple):
@@ -145,6 +163,7 @@ class _Fit(NamedTuple):
     posterior: Posterior
     programs: Programs
     beta: float | None
+    regularizer: tuple[str, float | None]
 
 
 def _ready(name: str, posterior: Posterior) -> _Fit:
@@ -162,7 +181,8 @@ def _ready(name: str, posterior: Posterior) -> _Fit:
             f"the restarts of {name!r} have trained a policy each, and no mixture of policies is defined; "
             "use select(restart='best')"
         )
-    return _Fit(name, whole, programs, None if posterior.beta is None else float(posterior.beta))
+    beta = None if posterior.beta is None else float(posterior.beta)
+    return _Fit(name, whole, programs, beta, regularizer_of(posterior.settings))
 
 
 def _refuse_unlike(first: _Fit, other: _Fit) -> None:
@@ -188,6 +208,13 @@ def _refuse_unlike(first: _Fit, other: _Fit) -> None:
         raise PolicyError(
             f"{names} have beta={first.beta} and beta={other.beta}, so their J are different objectives; "
             "fit both at one temperature, or choose it with select(beta=...)"
+        )
+
+    if first.regularizer != other.regularizer:
+        own, its = (regularizer_symbol(*fit.regularizer) for fit in (first, other))
+        raise PolicyError(
+            f"{names} maximise E[R] − β·{own} and E[R] − β·{its}, so their J are different objectives; "
+            "fit both with one regulariser, or compare their E[R] and KL by posterior.estimate"
         )
 
 
@@ -273,7 +300,13 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
 
 
 def _compare(
-    names: Sequence[str], scores: Sequence[Totals], beta: float | None, marginal: Estimate | None, *, trained: bool
+    names: Sequence[str],
+    scores: Sequence[Totals],
+    beta: float | None,
+    marginal: Estimate | None,
+    other: DivergenceFn | None,
+    *,
+    trained: bool,
 ) -> Comparison:
     # A common π₀ cancels from the weights, and the ratio is more accurate than log q; trained policies differ in π₀.
     log_q = np.stack([np.asarray(own.log_q if trained else -own.ratio) for own in scores])
@@ -298,16 +331,22 @@ def _compare(
     for k, own in enumerate(scores):
         rewards = np.asarray(own.reward) / scale
         doubts = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
-        averages["objective"].append(average(k, own.log_weight(scale), sum(doubts)))
+        if other is None:
+            averages["objective"].append(average(k, own.log_weight(scale), sum(doubts)))
+        else:
+            terms = np.asarray(other(-own.ratio), float)
+            averages["objective"].append(average(k, rewards - terms, sum(doubts)))
+            averages.setdefault("divergence", []).append(average(k, terms, doubts[0] + doubts[1]))
         averages["reward"].append(average(k, rewards, doubts[3]))
         averages["kl"].append(average(k, divergence(own, conditioned=marginal is not None), doubts[0] + doubts[1]))
     # log p(y) is common to all fits, so differences do not carry its error.
     known, error = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
-    fields: dict[str, Interval] = {}
-    for name, sign, unit in (("objective", -1, scale), ("reward", 0, scale), ("kl", 1, 1.0)):
-        first, first_doubt = averages[name][0]
-        shown = [interval(x._replace(mean=x.mean + sign * known), d + abs(sign) * error) for x, d in averages[name]]
-        less = [interval(x.plus(first, -1.0), d + first_doubt) for x, d in averages[name]]
+    fields: dict[str, Any] = {}
+    for name, found in averages.items():
+        sign, unit = {"objective": (-1, scale), "reward": (0, scale), "kl": (1, 1.0)}.get(name, (0, 1.0))
+        first, first_doubt = found[0]
+        shown = [interval(x._replace(mean=x.mean + sign * known), d + abs(sign) * error) for x, d in found]
+        less = [interval(x.plus(first, -1.0), d + first_doubt) for x, d in found]
         for field, parts in ((name, shown), (f"delta_{name}", less)):
             fields[field] = Interval(*np.asarray(parts).T) * unit
     repeated = None if marginal is None else [np.full(len(names), float(part)) for part in marginal]

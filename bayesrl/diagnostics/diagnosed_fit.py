@@ -7,7 +7,6 @@ from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.regularized import refuse_regularized
 
 
 def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:
@@ -16,14 +15,13 @@ def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this poster
     The result keeps its draws only if the programs did not change.
 
     Raises:
-        PolicyError: the posterior was loaded without its policy, or fitted with another regulariser than KL.
+        PolicyError: the posterior was loaded without its policy.
     """
     if posterior.programs is None:
         raise PolicyError(
             f"{what} was loaded without its policy, so it cannot be diagnosed or scored; "
             "load it with bayesrl.load(directory, policy, *args)"
         )
-    refuse_regularized(posterior.settings, what)
     selected = posterior.num_restarts == 1 or posterior.mixture is not None
     best = posterior if selected else posterior.select(restart="best")
     programs = posterior.programs.over_all_data(*new_args)

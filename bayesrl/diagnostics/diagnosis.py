@@ -26,7 +26,7 @@ from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, sugge
 from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evaluate_fit, evidence
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
-from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import worth_of
 from bayesrl.display.tables import Displayable, DisplayBlock, Line
 from bayesrl.errors import EngineError
@@ -153,7 +153,10 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason), tuple(checks), found)
+    verdict, explanation = _verdict(checks := _advise(posterior, checks), reason)
+    if found is not None and found.regularizer != "kl":
+        explanation += f" J and its optimum are those with {found.symbol} in the place of KL."
+    return Diagnosis(verdict, explanation, tuple(checks), found)
 
 
 def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
@@ -185,7 +188,8 @@ def _weights(best: Posterior, found: Evidence | None) -> Check:
     """Ask what the evidence's weighted draws are worth; without evidence, ask of the draws that the fit carries."""
     if found is not None:
         ess, khat = (part[~np.isnan(part)] for part in (np.reshape(found.ess, -1), np.reshape(found.khat, -1)))
-        return weights_check(min(ess, default=math.nan), max(khat, default=math.nan), found.num_weighed)
+        unknown = found.rows[0].no_khat or NO_WEIGHTS
+        return weights_check(min(ess, default=math.nan), max(khat, default=math.nan), found.num_weighed, unknown)
     weights = np.asarray(best.statistics["log_weight"], float)
     num = weights.shape[len(best.batch_shape)]
     if best.programs is not None and best.programs.structure.names("environment"):

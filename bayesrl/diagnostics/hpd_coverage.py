@@ -23,6 +23,7 @@ from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator, refuse_other_regularizer
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 from bayesrl.typing import Numbers, PRNGKey
 
 _FALSE_ALARM = 0.01
@@ -45,6 +46,7 @@ class Coverage(Displayable):
         share: share of exact draws inside, with standard error, [*beta, level]; mean over contexts.
         error: standard error that `share` would have if the fit were p*, [*beta, level].
         num_samples: number of draws from p*, and as many from the fit, at each β.
+        regularizer: symbol of what keeps p* near the prior, such as KL or χ².
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, bayesrl
@@ -60,6 +62,7 @@ class Coverage(Displayable):
     share: Estimate
     error: np.ndarray
     num_samples: int
+    regularizer: str = "KL"
 
     @property
     def outcomes(self) -> np.ndarray:
@@ -78,18 +81,25 @@ class Coverage(Displayable):
     def explanation(self) -> str:
         """What the worst region shows, and what to do."""
         if self.verdict == "pass":
-            return "The fit's regions hold as much of p* as they should."
+            return f"The fit's regions hold as much of {self._target} as they should."
         apart = np.asarray(self.share.mean) - self.levels
         wrong = np.where(self.outcomes == self.verdict, np.abs(apart), -1.0)
         worst = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
         where = "" if self.beta is None else f" at β = {float(self.beta[worst[:-1]]):.3g}"
         share, level = float(np.asarray(self.share.mean)[worst]), float(self.levels[worst[-1]])
         how = (
-            "it is too narrow, or has dropped a mode: use more restarts and select('mixture'), or ForwardKL()"
+            "it is too narrow, or has dropped a mode: use more restarts and select('mixture')"
+            + (", or ForwardKL()" if self.regularizer == "KL" else "")
             if self.verdict == "fail"
             else "it is too wide: fit longer, or choose a richer guide"
         )
-        return f"The fit's {format_percent(level)} region holds {format_percent(share)} of p*{where}; {how}."
+        return (
+            f"The fit's {format_percent(level)} region holds {format_percent(share)} of {self._target}{where}; {how}."
+        )
+
+    @property
+    def _target(self) -> str:
+        return "p*" if self.regularizer == "KL" else f"p*, the optimum with {self.regularizer} in the place of KL,"
 
     def table(self) -> Table:
         """One row per temperature, with the share in each level's region."""
@@ -134,7 +144,8 @@ def coverage(
     Args:
         key: consumed whole.
         posterior: the fit. For each β the best restart is used, or the mixture if you selected one.
-        target: exact draws of p* at the same β, from `enumerate_posterior` or `rejection`.
+        target: exact draws of p* at the same β, from `enumerate_posterior` or `rejection`; with the regulariser of
+            the fit.
         levels: probabilities α of the regions, between 0 and 1.
         num_samples: number of draws from p*, and as many from the fit, at each β.
 
@@ -179,12 +190,13 @@ def coverage(
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
     error = np.broadcast_to(np.sqrt(alphas * (1 - alphas) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
-    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), alphas, share, error, num_samples)
+    own = None if fit.beta is None else np.asarray(fit.beta, float)
+    return Coverage(own, alphas, share, error, num_samples, regularizer_symbol(*regularizer_of(fit.settings)))
 
 
 def _matched(fit: Posterior, structure: Structure, target: WeightedDraws) -> list[float | None]:
     """Return each β of the fit; refuse targets that do not hold exact draws of p* at all of them."""
-    refuse_other_regularizer(target, "coverage asks for")
+    refuse_other_regularizer(target, "the fit has", *regularizer_of(fit.settings))
     if target.ess is not None and target.num_accepted is None:
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"

@@ -22,6 +22,7 @@ from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.regularizer_names import regularizer_of
 from bayesrl.typing import PRNGKey
 
 _FALSE_ALARM = 0.01
@@ -45,7 +46,8 @@ class Frontier(Displayable):
         beta: temperatures, ascending, reward units per nat, [beta].
         evidence: evidence about the fit at these β.
         checks: `dJ*/dβ = −KL`, `J* non-increasing`, `J* convex`, `E[R] non-increasing`,
-            `KL non-increasing`, `E[R] concave in KL`; they pass within error.
+            `KL non-increasing`, `E[R] concave in KL`; they pass within error. With another regulariser its symbol
+            takes the place of KL.
         gold: the gold metric at each β, or None.
         turning_point: β of the greatest gold while the proxy still rises; None if gold does not turn down.
     """
@@ -103,7 +105,8 @@ def frontier(
 
         −KL(β) ≤ (J(β′) − J(β)) / (β′ − β) ≤ −KL(β′),
 
-    that is, at its own temperature no fit loses to the fit at a neighbouring one.
+    that is, at its own temperature no fit loses to the fit at a neighbouring one. All of this holds for any other
+    divergence in the place of KL, and for fits with another regulariser it does take its place.
 
     Args:
         key: consumed whole.
@@ -157,17 +160,24 @@ def frontier(
             max_count=max_count,
         )
     else:
-        _check_evidence(evidence, betas)
+        _check_evidence(evidence, betas, posterior)
     order = np.argsort(betas)
     found = evidence[order]
-    checks = frontier_checks(betas[order], found.objective, found.reward, found.kl)
+    price = found.kl if found.divergence is None else found.divergence
+    checks = frontier_checks(betas[order], found.objective, found.reward, price, found.symbol)
     metric = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
     turn = None if metric is None else turning_point(betas[order], metric, found.reward)
     return Frontier(betas[order], found, checks, metric, turn)
 
 
-def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
+def _check_evidence(evidence: Evidence, betas: np.ndarray, posterior: Posterior) -> None:
     """Refuse evidence about another fit."""
+    told, own = (evidence.regularizer, evidence.alpha), regularizer_of(posterior.settings)
+    if told != own:
+        raise PolicyError(
+            f"evidence is of a fit with regularizer={told[0]!r}, the posterior has regularizer={own[0]!r}; "
+            "pass evidence of this fit"
+        )
     if evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
         raise PolicyError(
             f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"
@@ -228,8 +238,12 @@ class _Broken(NamedTuple):
     place: np.ndarray
 
 
-def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> tuple[Check, ...]:
+def frontier_checks(
+    beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval, price: str = "KL"
+) -> tuple[Check, ...]:
     """Ask of each pair and triple of neighbours, in ascending order, whether optima could look like this.
+
+    `kl` is KL, or the divergence that takes its place in J and whose symbol is `price`.
 
     A check's value is how far the worst neighbours break it, below 0 if none do, in reward units
     (nats for KL). It passes within error: z·se, with z such that a true frontier fails any
@@ -246,12 +260,19 @@ def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl:
     rises = "{what} rises by {amount} from β = {at} to {next}"
     bends = "{what} by {amount} at β = {at}"
     questions = [
-        ("dJ*/dβ = −KL", sweep.slope(), in_reward, _BEATEN, "", "J* is a maximum of lines E_q[R] − β·KL(q‖π₀)"),
-        ("J* non-increasing", sweep.rising(objective), in_reward, rises, "J", "dJ*/dβ = −KL ≤ 0"),
+        (f"dJ*/dβ = −{price}", sweep.slope(), in_reward, _BEATEN, "", f"J* is a maximum of lines E_q[R] − β·{price}"),
+        ("J* non-increasing", sweep.rising(objective), in_reward, rises, "J", f"dJ*/dβ = −{price} ≤ 0"),
         ("J* convex", sweep.bent_down(), in_reward, bends, "J bends down", "J* is a maximum of lines in β"),
-        ("E[R] non-increasing", sweep.rising(reward), in_reward, rises, "E[R]", "d E[R]/dβ = β·dKL/dβ ≤ 0"),
-        ("KL non-increasing", sweep.rising(kl), in_nats, rises, "KL", "KL = −dJ*/dβ, and J* is convex"),
-        ("E[R] concave in KL", sweep.hollow(), in_reward, bends, _HOLLOW, "dE[R]/dKL = β, which falls as KL rises"),
+        ("E[R] non-increasing", sweep.rising(reward), in_reward, rises, "E[R]", f"d E[R]/dβ = β·d{price}/dβ ≤ 0"),
+        (f"{price} non-increasing", sweep.rising(kl), in_nats, rises, price, f"{price} = −dJ*/dβ, and J* is convex"),
+        (
+            f"E[R] concave in {price}",
+            sweep.hollow(),
+            in_reward,
+            bends,
+            _HOLLOW,
+            f"dE[R]/d{price} = β, which falls as it rises",
+        ),
     ]
     checks = []
     for name, broken, (span, rounding), words, what, reference in questions:

@@ -150,6 +150,22 @@ def format_bracket(interval: Interval | None, error: float = 0.0, *, own: bool =
     return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if own else "")
 
 
+def format_gap(gap: Interval | None, optimum: Interval, objective: Interval) -> str:
+    """Write J* − J; single precision cannot tell less than a millionth of J* from 0."""
+    finest = 1e-6 * max(abs(float(optimum.mean)), abs(float(objective.mean)))
+    ends = () if gap is None else (gap.mean, gap.conservative_lower, gap.conservative_upper)
+    if ends and finest > max(abs(float(end)) for end in ends):
+        return f"<{finest:.0e}"
+    return format_bracket(gap, float(objective.se), own=True)
+
+
+def format_distance(interval: Interval | None) -> str:
+    """Write a distance between fit and p*, or its known end; write nothing that rests on worthless weights."""
+    if interval is None or math.isfinite(float(interval.upper)):
+        return format_estimate(interval)
+    return format_bracket(interval, float(interval.se), own=True)  # without a calibrated end, se cannot be trusted
+
+
 def format_relative_gap(interval: Interval | None) -> str:
     """Write a share in percent with its ends, or the one end that is known."""
     if interval is None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, sanitize
 from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.regularizer_names import regularizer_symbol
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -87,7 +88,7 @@ class Table(NamedTuple):
         return Table(headings, [(name, *column) for name, column in zip(self.headings[1:], columns[1:], strict=True)])
 
 
-def estimates_table(beta: Any, estimates: Estimates) -> Table:
+def estimates_table(beta: Any, estimates: Estimates, regularizer: tuple[str, float | None] = ("kl", None)) -> Table:
     """List what the best restart achieves at each temperature; estimates are [*beta, restart]."""
     betas = [None] if beta is None else [float(b) for b in np.atleast_1d(beta)]
     best = np.asarray(estimates.objective.mean).reshape(len(betas), -1).argmax(-1)
@@ -99,8 +100,12 @@ def estimates_table(beta: Any, estimates: Estimates) -> Table:
     rows = []
     for i, one in enumerate(betas):
         reward = UNKNOWN if one is None else cell(estimates.reward, i)
-        rows.append((format_beta(one), cell(estimates.objective, i), reward, cell(estimates.kl, i), str(best[i])))
-    return Table(("β", "J", "E[R]", "KL", "best restart"), rows)
+        other = [] if estimates.divergence is None else [cell(estimates.divergence, i)]
+        rows.append(
+            (format_beta(one), cell(estimates.objective, i), reward, *other, cell(estimates.kl, i), str(best[i]))
+        )
+    symbol = [] if estimates.divergence is None else [regularizer_symbol(*regularizer)]
+    return Table(("β", "J", "E[R]", *symbol, "KL", "best restart"), rows)
 
 
 class Line(NamedTuple):

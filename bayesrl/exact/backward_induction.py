@@ -148,12 +148,14 @@ class Solution:
         joint: log of optimal policy × nature in each stage, [states, assignments, contexts], nats.
         by_state: optimal objective from each stage on, [states, contexts], reward units.
         divergence: D_f(q‖π₀), [contexts], if another regulariser took the place of KL; then `value` is J* itself.
+        multiplier: λ, [contexts], reward units, in the same case: q/π₀ = (f′)⁻¹((R − λ)/β).
     """
 
     value: np.ndarray
     joint: list[np.ndarray]
     by_state: list[np.ndarray]
     divergence: np.ndarray | None = None
+    multiplier: np.ndarray | None = None
 
 
 def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:

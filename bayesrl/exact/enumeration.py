@@ -115,15 +115,24 @@ def enumerate_posterior(
     program = freeze_program(policy, args, beta)
     if chosen is None:
         return _solved(program, {}, beta, max_count)
-    return _regularized(program, beta, max_count, chosen, regularizer, alpha)
+    return _regularized(program, {}, beta, max_count, chosen, regularizer, alpha)
 
 
 def enumerate_target(
-    programs: Programs, params: Params, beta: Beta | None = None, max_count: Count = 2**20
+    programs: Programs,
+    params: Params,
+    beta: Beta | None = None,
+    max_count: Count = 2**20,
+    *,
+    regularizer: RegularizerName = "kl",
+    alpha: float | None = None,
 ) -> WeightedDraws:
     """Like `enumerate_posterior`, but with the compiled program that `evaluate_exactly` uses for the fit."""
+    chosen = make_regularizer(regularizer, alpha)
     program, params = beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
-    return _solved(program, params, beta, max_count)
+    if chosen is None:
+        return _solved(program, params, beta, max_count)
+    return _regularized(program, params, beta, max_count, chosen, regularizer, alpha)
 
 
 def beside_guide(program: Programs, fit: Programs, params: Params) -> tuple[Programs, Params]:
@@ -144,7 +153,13 @@ def _solved(program: Programs, params: Params, beta: Beta | None, max_count: int
 
 
 def _regularized(
-    program: Programs, beta: Beta | None, max_count: int, chosen: Regularizer, name: str, alpha: float | None
+    program: Programs,
+    params: Params,
+    beta: Beta | None,
+    max_count: int,
+    chosen: Regularizer,
+    name: RegularizerName,
+    alpha: float | None,
 ) -> WeightedDraws:
     """Solve with another regulariser than KL, over whole paths."""
     structure = program.structure
@@ -152,12 +167,14 @@ def _regularized(
     axes = path_axes(structure)
     scanned = any(site.scan is not None for site in structure.sites)
     check_grid_size(axes, structure, max_count, f"regularizer={name!r} is no sum over time steps" if scanned else None)
-    stages = [enumerate_paths(program, {}, axes).stage]
+    stages = [enumerate_paths(program, params, axes).stage]
     betas = np.asarray(beta, float)
     solutions = [solve_regularized(stages[0], float(b), chosen, name, structure) for b in betas.reshape(-1)]
     _refuse_impossible(program, solutions)
-    result = _result(program, stages, solutions, exact_metrics(program, {}, stages), betas, whole=True)
-    return replace(result, regularizer=name, alpha=alpha)
+    result = _result(program, stages, solutions, exact_metrics(program, params, stages), betas, whole=True)
+    roots = [np.asarray(solution.multiplier).reshape(structure.context_shape) for solution in solutions]
+    multiplier = np.stack(roots).reshape((*betas.shape, *structure.context_shape))
+    return replace(result, regularizer=name, alpha=alpha, multiplier=multiplier)
 
 
 def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramStage]) -> set[str]:

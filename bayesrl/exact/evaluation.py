@@ -10,10 +10,12 @@ from scipy.special import logsumexp
 from bayesrl.arguments import Count
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
-from bayesrl.exact.backward_induction import LOG_ZERO, MASS_TOLERANCE, ProgramStage, solve
+from bayesrl.exact.backward_induction import LOG_ZERO, MASS_TOLERANCE, ProgramStage, Solution, solve
 from bayesrl.exact.enumeration import beside_guide
 from bayesrl.exact.grid import path_axes
+from bayesrl.exact.regularizers import Regularizer, make_regularizer, refuse_unregularized, solve_regularized
 from bayesrl.exact.tabulation import check_grid_size, enumerate_paths, freeze_program
+from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.typing import Params
 
 
@@ -27,6 +29,8 @@ class Evaluation(NamedTuple):
         kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not the target.
         missed_mass: mass of p* where q puts less than a tenth of it; nan in the same case.
         prior_objective: J(π₀), which the policy itself achieves; that of p(x|y) with observed data and rewards.
+        divergence: D_f(q‖π₀), if another regulariser takes the place of KL in J, whose optimum is then p*.
+        multiplier: λ of that optimum, reward units; see `Solution`.
     """
 
     objective: Float[np.ndarray, "*contexts"]
@@ -35,10 +39,18 @@ class Evaluation(NamedTuple):
     kl_forward: Float[np.ndarray, "*contexts"]
     missed_mass: Float[np.ndarray, "*contexts"]
     prior_objective: Float[np.ndarray, "*contexts"]
+    divergence: Float[np.ndarray, "*contexts"] | None = None
+    multiplier: Float[np.ndarray, "*contexts"] | None = None
 
 
 def evaluate_exactly(
-    programs: Programs, params: Params, beta: float | None = None, max_count: Count = 2**20
+    programs: Programs,
+    params: Params,
+    beta: float | None = None,
+    max_count: Count = 2**20,
+    *,
+    regularizer: RegularizerName = "kl",
+    alpha: float | None = None,
 ) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
@@ -87,8 +99,14 @@ def evaluate_exactly(
     with np.errstate(invalid="ignore"):  # likewise
         start_ratio = log_start - log_prior - log_nature
     start, *_ = _achieved(np.exp(log_start), start_ratio, stage, beta, shape)
+    chosen = make_regularizer(regularizer, alpha)
+    achieved = _achieved(weight / mass, log_ratio, stage, beta, shape)
+    if chosen is not None and beta is not None:
+        refuse_unregularized(structure, regularizer)
+        solution = solve_regularized(stage, beta, chosen, regularizer, structure)
+        return _regularized(achieved, start, log_q - np.log(mass), log_start, solution, beta, chosen)
     return Evaluation(
-        *_achieved(weight / mass, log_ratio, stage, beta, shape),
+        *achieved,
         *_against_target(log_ratio, stage, beta, shape),
         start,
     )
@@ -111,6 +129,34 @@ def _achieved(
     return np.asarray(reward - beta * kl), reward, np.asarray(kl)
 
 
+def _regularized(
+    achieved: tuple[np.ndarray, np.ndarray, np.ndarray],
+    start: np.ndarray,
+    log_q: np.ndarray,
+    log_reference: np.ndarray,
+    solution: Solution,
+    beta: float,
+    chosen: Regularizer,
+) -> Evaluation:
+    """Put D_f in the place of KL; densities are [assignments, contexts]."""
+    _, reward, kl = achieved
+    shape = reward.shape
+    with np.errstate(invalid="ignore"):  # nan where both are 0, which counts nowhere
+        ratio = log_q - log_reference
+    divergence = chosen.divergence(ratio, np.exp(log_reference), np.exp(log_q)).sum(0).reshape(shape)
+    forward, missed = _apart(solution.joint[0][0], log_q, shape)
+    return Evaluation(
+        objective=np.asarray(reward - beta * divergence),
+        reward=reward,
+        kl=kl,
+        kl_forward=forward,
+        missed_mass=missed,
+        prior_objective=start,
+        divergence=divergence,
+        multiplier=None if solution.multiplier is None else solution.multiplier.reshape(shape),
+    )
+
+
 def _against_target(
     log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +167,12 @@ def _against_target(
     tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
     log_target = stage.log_prob("action")[0] + tilt
     log_target = log_target - logsumexp(log_target, axis=0)
+    return _apart(log_target, stage.log_prob("action")[0] + log_ratio, shape)
+
+
+def _apart(log_target: np.ndarray, log_q: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return KL(p*‖q) and the missed mass from densities [assignments, contexts]."""
     target = np.exp(log_target)
     with np.errstate(invalid="ignore"):
-        apart = log_target - stage.log_prob("action")[0] - log_ratio
-    apart = np.where(target > 0, apart, 0.0)
-    forward = (target * apart).sum(0)
-    return forward.reshape(shape), (target * (apart > np.log(10))).sum(0).reshape(shape)
+        apart = np.where(target > 0, log_target - log_q, 0.0)
+    return (target * apart).sum(0).reshape(shape), (target * (apart > np.log(10))).sum(0).reshape(shape)

@@ -1,5 +1,6 @@
 """Regularisers other than KL: the optimum of E[R] − β·D_f(q‖π₀) on a table, by one root per context."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,15 +23,33 @@ class Regularizer(NamedTuple):
         value: f(t).
         descent: c − f′(t), where c is the limit of f′ at infinity, or 0 if f′ grows without bound.
         ratio: the inverse of `descent`, clipped at 0. Close to the limit of f′ only the distance from it has digits.
-        bounded: whether f′ has a limit at infinity.
+        conjugate: f*(c − v) = max over t ≥ 0 of t·(c − v) − f(t), as a function of v; attained at `ratio(v)`.
+        limit: the limit of f′ at infinity; inf if it grows without bound.
         finite_at_zero: whether f(0) is finite, so that an action of the prior may be left out.
     """
 
     value: Callable[[np.ndarray], np.ndarray]
     descent: Callable[[np.ndarray], np.ndarray]
     ratio: Callable[[np.ndarray], np.ndarray]
-    bounded: bool
+    conjugate: Callable[[np.ndarray], np.ndarray]
+    limit: float
     finite_at_zero: bool
+
+    @property
+    def bounded(self) -> bool:
+        """Whether f′ has a limit at infinity."""
+        return math.isfinite(self.limit)
+
+    @property
+    def origin(self) -> float:
+        """c: `limit`, or 0 without one."""
+        return self.limit if self.bounded else 0.0
+
+    def divergence(self, log_ratio: np.ndarray, reference: np.ndarray, policy: np.ndarray) -> np.ndarray:
+        """Return π₀·f(q/π₀), from log q/π₀, π₀ and q in any common measure; c·q where π₀ is 0."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            inside = reference * self.value(np.exp(np.minimum(log_ratio, 700.0)))
+            return np.where(reference > 0, inside, np.where(policy > 0, policy * self.limit, 0.0))
 
 
 def _jensen_shannon(factor: float) -> Regularizer:
@@ -38,7 +57,8 @@ def _jensen_shannon(factor: float) -> Regularizer:
         lambda t: factor * (xlogy(t, t) - (1 + t) * np.log((1 + t) / 2)),
         lambda t: factor * np.log1p(1 / t),
         lambda v: 1 / np.expm1(v / factor),
-        bounded=True,
+        lambda v: -factor * (math.log(2) + np.log(-np.expm1(-v / factor))),
+        limit=factor * math.log(2),
         finite_at_zero=True,
     )
 
@@ -48,7 +68,8 @@ _BY_NAME = {
         lambda t: (t - 1) ** 2 / 2,
         lambda t: 1 - t,
         lambda v: np.maximum(1 - v, 0.0),
-        bounded=False,
+        lambda v: (np.maximum(1 - v, 0.0) ** 2 - 1) / 2,
+        limit=math.inf,
         finite_at_zero=True,
     ),
     "chi_squared_kl": Regularizer(
@@ -56,13 +77,19 @@ _BY_NAME = {
         lambda t: 1 - t - np.log(t),
         # wrightomega(x) solves t + log t = x.
         lambda v: wrightomega(1 - v),
-        bounded=False,
+        lambda v: wrightomega(1 - v) ** 2 / 2 + wrightomega(1 - v) - 1.5,
+        limit=math.inf,
         finite_at_zero=True,
     ),
     "jensen_shannon": _jensen_shannon(0.5),
     "jensen_shannon_sum": _jensen_shannon(1.0),
     "forward_kl": Regularizer(
-        lambda t: t - 1 - np.log(t), lambda t: 1 / t, lambda v: 1 / v, bounded=True, finite_at_zero=False
+        lambda t: t - 1 - np.log(t),
+        lambda t: 1 / t,
+        lambda v: 1 / v,
+        lambda v: -np.log(v),
+        limit=1.0,
+        finite_at_zero=False,
     ),
 }
 
@@ -76,14 +103,16 @@ def _alpha_divergence(alpha: float) -> Regularizer:
             value,
             lambda t: t ** (alpha - 1) / (1 - alpha),
             lambda v: ((1 - alpha) * v) ** (1 / (alpha - 1)),
-            bounded=True,
+            lambda v: (((1 - alpha) * v) ** (alpha / (alpha - 1)) - 1) / alpha,
+            limit=1 / (1 - alpha),
             finite_at_zero=alpha > 0,
         )
     return Regularizer(
         value,
         lambda t: (1 - t ** (alpha - 1)) / (alpha - 1),
         lambda v: np.maximum(1 - (alpha - 1) * v, 0.0) ** (1 / (alpha - 1)),
-        bounded=False,
+        lambda v: (np.maximum(1 - (alpha - 1) * v, 0.0) ** (alpha / (alpha - 1)) - 1) / alpha,
+        limit=math.inf,
         finite_at_zero=True,
     )
 
@@ -151,25 +180,51 @@ def solve_regularized(
     loss = np.where(possible, (np.where(some, best, 0.0) - reward) / beta, np.inf)
     loss[:, ~some] = 0.0
     with np.errstate(all="ignore"):
-        ratio = _ratios_of_mass_one(loss, reference, regularizer, name, structure)
+        ratio, root = _ratios_of_mass_one(loss, reference, regularizer, name, structure)
         weight = reference * ratio
         divergence = np.where(possible, reference * regularizer.value(ratio), 0.0).sum(0)
         value = np.where(weight > 0, weight * reward, 0.0).sum(0) - beta * divergence
         log_q = np.where(weight > 0, log_reference + np.log(ratio), -np.inf)
     optimum = np.where(some, value, -np.inf)
-    return Solution(optimum, [log_q[None]], [optimum[None]], divergence)
+    multiplier = np.where(some, best, 0.0) - beta * (regularizer.origin - root)
+    return Solution(optimum, [log_q[None]], [optimum[None]], divergence, multiplier)
+
+
+def find_multiplier(reward: np.ndarray, beta: float, weight: np.ndarray, regularizer: Regularizer) -> np.ndarray:
+    """Find the λ of each context at which weighted draws of π₀, [draws, contexts], have Σ weight·t = 1."""
+    best = reward.max(0)
+    with np.errstate(all="ignore"):
+        low, high = _bisect((best - reward) / beta, weight, regularizer)
+    return np.asarray(best - beta * (regularizer.origin - (low + high) / 2))
+
+
+def _bisect(loss: np.ndarray, reference: np.ndarray, regularizer: Regularizer) -> tuple[np.ndarray, np.ndarray]:
+    """Bisect for c − (max R − λ)/β in each context, to the last digit; return both ends, the first with more mass."""
+    own = np.where(loss == 0, reference, 0.0).sum(0)
+    # Weights of draws may add up to more than 1, and then all t may be below 1.
+    low, high = regularizer.descent(1 / own), regularizer.descent(1 / np.maximum(reference.sum(0), 1.0))
+    if (~np.isfinite(low) | (low == 0 if regularizer.bounded else False)).any():
+        return low, high
+    for _ in range(_MOST_HALVINGS):
+        # A bounded f has its root above 0, maybe by orders of magnitude: halve its logarithm. low·high may underflow.
+        middle = np.sqrt(low) * np.sqrt(high) if regularizer.bounded else low + (high - low) / 2
+        if ((middle <= low) | (middle >= high)).all():
+            break
+        too_much = (reference * _ratio(regularizer, middle, loss, reference)).sum(0) > 1
+        low, high = np.where(too_much, middle, low), np.where(too_much, high, middle)
+    return low, high
+
+
+def _ratio(regularizer: Regularizer, at: np.ndarray, loss: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return np.where(reference > 0, regularizer.ratio(at + loss), 0.0)
 
 
 def _ratios_of_mass_one(
     loss: np.ndarray, reference: np.ndarray, regularizer: Regularizer, name: str, structure: Structure
-) -> np.ndarray:
-    """Bisect for c − (max R − λ)/β in each context, to the last digit, and return t, [assignments, contexts]."""
-
-    def ratio(at: np.ndarray) -> np.ndarray:
-        return np.where(reference > 0, regularizer.ratio(at + loss), 0.0)
-
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return t, [assignments, contexts], and the root that gives it, [contexts]."""
+    low, high = _bisect(loss, reference, regularizer)
     own = np.where(loss == 0, reference, 0.0).sum(0)
-    low, high = regularizer.descent(1 / own), regularizer.descent(np.ones_like(own))
     bad = np.flatnonzero(~np.isfinite(low) | (low == 0 if regularizer.bounded else False))
     if bad.size:
         raise EngineError(
@@ -177,17 +232,10 @@ def _ratios_of_mass_one(
             f"out of range where all goes to the best assignments, of prior mass {own[bad[0]]:.3g}; use "
             "regularizer='kl', or a prior that gives them more"
         )
-    for _ in range(_MOST_HALVINGS):
-        # A bounded f has its root above 0, maybe by orders of magnitude: halve its logarithm. low·high may underflow.
-        middle = np.sqrt(low) * np.sqrt(high) if regularizer.bounded else low + (high - low) / 2
-        if ((middle <= low) | (middle >= high)).all():
-            break
-        too_much = (reference * ratio(middle)).sum(0) > 1
-        low, high = np.where(too_much, middle, low), np.where(too_much, high, middle)
     # Where f′ is flat, t changes much within the last digit of λ: mix both ends.
-    more, less = ratio(low), ratio(high)
+    more, less = (_ratio(regularizer, end, loss, reference) for end in (low, high))
     above, below = (reference * more).sum(0) - 1, 1 - (reference * less).sum(0)
     share = np.clip(np.where(above + below > 0, below / (above + below), 1.0), 0.0, 1.0)
     mixed = np.where(share > 0, share * more, 0.0) + np.where(share < 1, (1 - share) * less, 0.0)
     # The mass is 1 by now but for the last digit of λ, which dividing removes.
-    return np.asarray(mixed / (reference * mixed).sum(0))
+    return np.asarray(mixed / (reference * mixed).sum(0)), low + (high - low) / 2

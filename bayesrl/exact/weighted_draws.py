@@ -19,6 +19,7 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
 from bayesrl.exact.grid import BatchEvaluator, run_with_sites
 from bayesrl.statistics.estimates import Estimate, Estimates, mean_of_draws
+from bayesrl.statistics.regularizer_names import regularizer_symbol
 from bayesrl.typing import Numbers, PRNGKey
 
 type Sampler = Callable[[np.random.Generator, int, int], dict[str, Numbers]]
@@ -79,6 +80,8 @@ class WeightedDraws:
         regularizer: what keeps q near the prior: "kl", or another name of `enumerate_posterior`. p* is then the
             optimum of E[R] − β·D_f(q‖π₀): weights, `optimum` and estimates are its own, and there is no log Z.
         alpha: order of regularizer="alpha".
+        multiplier: λ, [*beta, *contexts], reward units, of the optimum q = π₀·(f′)⁻¹((R − λ)/β) with another
+            regulariser; None for KL.
         quasi: how far the draws are from p*, if they were accepted below the true bound; `estimates` and
             weights are then those of the draws' own law.
 
@@ -111,6 +114,7 @@ class WeightedDraws:
     explanation: str = ""
     regularizer: str = "kl"
     alpha: float | None = None
+    multiplier: Float[np.ndarray, "..."] | None = None
     quasi: QuasiRejection | None = None
 
     def __repr__(self) -> str:
@@ -126,11 +130,16 @@ class WeightedDraws:
             f"{num:,} draws" if num else "solved state by state",
             *([f"{contexts} contexts"] if contexts > 1 else []),
         ]
+        if self.regularizer != "kl":
+            parts.append(f"{regularizer_symbol(self.regularizer, self.alpha)} in the place of KL")
+        other = self.estimates.divergence
         named = {
             "beta": self.beta,
             "log Z": None if self.log_evidence is None else self.log_evidence.mean,
             "J*": self.optimum,
             "E[R]": self.estimates.reward.mean if self.structure.names("reward") else None,
+            # KL comes after it, as it is the symbol of KL too.
+            regularizer_symbol(self.regularizer, self.alpha): None if other is None else other.mean,
             "KL": self.estimates.kl.mean,
             "ESS": self.ess,
         }
@@ -176,7 +185,17 @@ class WeightedDraws:
         if not same.size:
             return None
         index, draw = int(same[0]), self.sampler
-        names = ("beta", "log_weights", "log_evidence", "estimates", "optimum", "ess", "num_accepted", "quasi")
+        names = (
+            "beta",
+            "log_weights",
+            "log_evidence",
+            "estimates",
+            "optimum",
+            "ess",
+            "num_accepted",
+            "multiplier",
+            "quasi",
+        )
         own = {name: jax.tree.map(lambda x: np.asarray(x[index]), getattr(self, name)) for name in names}
         # The selection has one lane, but its sampler must draw from the lane that it came from.
         if draw is not None:
@@ -198,16 +217,22 @@ class WeightedDraws:
         return {name: gather_by_context(value, index, self.axes[name], shape) for name, value in self.sites.items()}
 
 
-def refuse_other_regularizer(target: WeightedDraws | None, what: str) -> None:
-    """Refuse an optimum under another regulariser than KL where p* of the KL is meant.
+def refuse_other_regularizer(
+    target: WeightedDraws | None, what: str, regularizer: str = "kl", alpha: float | None = None
+) -> None:
+    """Refuse an optimum with another regulariser than that of the fit that it is to be the target of.
 
     Raises:
-        EngineError: naming the regulariser.
+        EngineError: naming both.
     """
-    if target is not None and target.regularizer != "kl":
+    if target is not None and (target.regularizer, target.alpha) != (regularizer, alpha):
+        told = [
+            f"{name!r}" + (f", alpha={order:g}" if order is not None else "")
+            for name, order in ((target.regularizer, target.alpha), (regularizer, alpha))
+        ]
         raise EngineError(
-            f"the target is the optimum with regularizer={target.regularizer!r}, and {what} that of KL; "
-            "use bayesrl.enumerate_posterior(...) with regularizer='kl'"
+            f"the target is the optimum with regularizer={told[0]}, and {what} that with regularizer={told[1]}; "
+            f"use bayesrl.enumerate_posterior(..., regularizer={told[1]})"
         )
 
 

@@ -104,10 +104,16 @@ def _groups(posterior: Posterior) -> dict[str, _Group]:
     has_beta = np.ndim(posterior.beta) == 1 if posterior.beta is not None else False
     lead = ["beta", "chain"] if has_beta else ["chain"]
     coords: dict[str, Any] = {"beta": np.asarray(posterior.beta)} if has_beta else {}
+    stats = _drawn(posterior.statistics, [*lead, "draw"], coords)
+    name = posterior.settings.get("regularizer", "kl")
+    if name != "kl" and "log_weight" in stats.variables:
+        dims, array, told = stats.variables["log_weight"]
+        of_kl = f"R/β + log π₀ − log q, the weight to the p* of KL; the fit has regularizer={name}, and another optimum"
+        stats.variables["log_weight"] = (dims, array, told | {"description": of_kl})
     return {
         "posterior": _drawn(posterior.draws, [*lead, "draw"], coords),
         "prior": _drawn({k: np.asarray(v)[None] for k, v in posterior.prior_draws.items()}, ["chain", "draw"], {}),
-        "sample_stats": _drawn(posterior.statistics, [*lead, "draw"], coords),
+        "sample_stats": stats,
         "training": _history(posterior.history, lead, coords),
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from bayesrl.display.formatting import pluralize
 from bayesrl.display.tables import DisplayBlock, Line, estimates_table
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 
 
 def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
@@ -19,8 +20,10 @@ def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
     told = f"Posterior: {' × '.join(fits)}, {made}"
     blocks: list[DisplayBlock] = [Line(told + (", stopped before it was done" if posterior.interrupted else ""))]
     if posterior.statistics:
-        blocks.append(estimates_table(posterior.beta, posterior.estimates))
-        units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if posterior.beta is not None else "all in nats"
+        regularizer = regularizer_of(posterior.settings)
+        blocks.append(estimates_table(posterior.beta, posterior.estimates, regularizer))
+        formula = f"J = E[R] − β·{regularizer_symbol(*regularizer)}"
+        units = f"{formula} and E[R] in reward units, KL in nats" if posterior.beta is not None else "all in nats"
         of = f"means ± standard errors of the {pluralize(num_draws(posterior), 'draw')} that it carries"
         blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
     if posterior.draws:

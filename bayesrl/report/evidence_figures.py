@@ -8,6 +8,7 @@ from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
+from bayesrl.exact.regularizers import make_regularizer
 from bayesrl.exact.weighted_draws import WeightedDraws, refuse_other_regularizer
 from bayesrl.monte_carlo.best_of_draws import BestOfDraws
 from bayesrl.posterior.posterior import Posterior
@@ -40,12 +41,16 @@ type Means = Estimate | Interval
 def frontier_figure(
     evidence: Evidence, target: WeightedDraws | None = None, best_of: BestOfDraws | None = None
 ) -> "Figure":
-    """Draw E[R] against KL(q‖π₀), with a point and two standard errors for each β.
+    """Draw E[R] against KL(q‖π₀), or what takes its place in J, with a point and two standard errors for each β.
 
     Args:
         evidence: evidence about a fit at several β.
         target: p* at the same β, whose curve no policy can pass; None if unknown.
         best_of: the best of n draws of the same policy, at several n, on the same axes; None for none.
+
+    Raises:
+        EngineError: the target has another regulariser than the fit.
+        PolicyError: `best_of` is given, whose law is known by its KL, and the fit has another regulariser.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -56,11 +61,16 @@ def frontier_figure(
         >>> frontier_figure(bayesrl.evidence(jax.random.key(1), sweep)).axes[0].get_xlabel()
         'KL to prior  (nats)'
     """
-    refuse_other_regularizer(target, "a frontier is drawn beside")
+    refuse_other_regularizer(target, "the fit has", evidence.regularizer, evidence.alpha)
+    if best_of is not None and evidence.regularizer != "kl":
+        raise PolicyError(
+            f"best_of is drawn by its KL, and the fit has regularizer={evidence.regularizer!r}; leave best_of= out"
+        )
     figure, axes = panel()
-    kl, reward = evidence.kl, evidence.reward
+    kl, reward = evidence.kl if evidence.divergence is None else evidence.divergence, evidence.reward
     if target is not None and target.beta is not None:
-        best_kl, best = np.asarray(target.estimates.kl.mean), np.asarray(target.estimates.reward.mean)
+        price = target.estimates.kl if target.estimates.divergence is None else target.estimates.divergence
+        best_kl, best = np.asarray(price.mean), np.asarray(target.estimates.reward.mean)
         order = np.argsort(best_kl)
         axes.plot(best_kl[order], best[order], color=TARGET, lw=1.5, ls="--", label="target p*")
     order = np.argsort(kl.mean)
@@ -71,7 +81,8 @@ def frontier_figure(
         axes.annotate(beta_label(evidence.betas[i]), at, (4, -11), textcoords="offset points", fontsize=8)
     if best_of is not None:
         _best_of_n(axes, best_of)
-    style_axes(axes, "KL to prior  (nats)", "E[R]  (reward units)")
+    unit = "  (nats)" if evidence.regularizer == "kl" else ""
+    style_axes(axes, f"{evidence.symbol} to prior{unit}", "E[R]  (reward units)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -167,6 +178,8 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "Figure":
     """Draw the log weights w = R/β + log π₀ − log q of the draws, minus log Z of their contexts if it is known.
 
+    With another regulariser, draw R/β − f′(q/π₀), which is the same for all draws of its optimum.
+
     Args:
         posterior: posterior with its draws; of several β at most three are drawn, each at its best restart.
         evidence: evidence about the same fit.
@@ -187,7 +200,7 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
         raise PolicyError("the posterior has no draws, so there are no weights to show; load it with its policy")
     figure, axes = panel()
     betas, best = betas_of(posterior), posterior.select(restart="best")
-    weights = np.asarray(best.statistics["log_weight"], float)
+    weights, name = _tempered_slack(best)
     weights = weights.reshape(len(betas), weights.shape[len(best.batch_shape)], -1)
     log_z = None if evidence is None or evidence.by_context is None else evidence.by_context.mean
     known = log_z is not None and log_z.size == len(betas) * weights.shape[2]
@@ -200,9 +213,21 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
         heights = np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / part.size
         axes.stairs(heights, edges, color=colour, fill=len(shown) == 1, alpha=0.9, lw=1.5, label=beta_label(betas[i]))
     axes.axvline(0.0, color=TARGET if known else PRIOR, ls="--", lw=1.2, label="log Z" if known else "mean")
-    style_axes(axes, f"w − {'log Z' if known else 'its mean'}  (nats)", "share of draws")
+    style_axes(axes, f"{name} − {'log Z' if known else 'its mean'}  (nats)", "share of draws")
     legend_above(figure)
     return figure
+
+
+def _tempered_slack(best: Posterior) -> tuple[np.ndarray, str]:
+    """Return what is constant over draws of p*, [*beta, restart, draw, *contexts], nats, and its name."""
+    regularizer, alpha = best.settings.get("regularizer", "kl"), best.settings.get("alpha")
+    f, told = make_regularizer(regularizer, alpha), {k: np.asarray(v, float) for k, v in best.statistics.items()}
+    if f is None:
+        return told["log_weight"], "w"
+    beta = np.asarray(best.beta, float)
+    beta = beta.reshape(*beta.shape, *(1,) * (told["log_q"].ndim - beta.ndim))
+    ratio = np.exp(np.minimum(told["log_q"] - told["log_prior"], 700.0))
+    return told["total_reward"] / beta + f.descent(ratio), "R/β − f′(q/π₀)"
 
 
 def held_out_figure(

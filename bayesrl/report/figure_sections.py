@@ -19,10 +19,11 @@ from bayesrl.report.evidence_figures import (
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, shown_betas, site_figures
+from bayesrl.report.fit_figures import DIVERGENCE, betas_of, curve_names, history_figure, shown_betas, site_figures
 from bayesrl.report.fit_results import FitResults
 from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
 from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 
 EXTREMES = 3
 """How many of the best draws, and how many of the worst, to list."""
@@ -46,7 +47,7 @@ def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
         ),
         ("Weights", "How evenly the fit covers p*. Good: every draw weighs the same.", _weights),
         ("Restarts", "Fits from several starts. Good: they end at the same J.", _restarts),
-        ("Frontier", "What reward costs in KL, over the temperatures.", _frontier),
+        ("Frontier", _frontier_caption(fits), _frontier),
         ("Over-optimisation", "Whether more of the reward is still more of what it stands for.", _gold),
         (
             "Training and held-out data",
@@ -66,11 +67,15 @@ def _training(fit: FitResults) -> Iterator[Content]:
         yield "No step was recorded, so there are no curves."
         return
     goal = ", levels off and meets the dashed optimum J*" if fit.optimum is not None else " and levels off"
+    symbol = regularizer_symbol(*regularizer_of(fit.posterior.settings))
     captions = {
         "objective": f"What is maximised. Good: it rises{goal}.",
-        "reward": "What the policy earns. Good: flat at the end; it may fall where KL was too dear.",
+        "reward": f"What the policy earns. Good: flat at the end; it may fall where {symbol} was too dear.",
         "kl": "How far it left the prior. Good: flat at the end; still rising means that it needs more steps.",
     }
+    if symbol != "KL":
+        captions[DIVERGENCE] = f"{symbol} to the prior, which J counts in the place of KL. Good: flat at the end."
+        captions["kl"] = "How far it left the prior in KL, which is in no J here. Good: flat at the end."
     for name in curve_names(fit.posterior):
         yield CaptionedFigure(history_figure(fit.posterior, name, fit.optimum), captions[name])
 
@@ -97,6 +102,11 @@ def _policy(fit: FitResults) -> Iterator[Content]:
             yield CaptionedFigure(figure, f"Site “{site}”. {goal}.")
 
 
+def _frontier_caption(fits: Sequence[FitResults]) -> str:
+    symbols = dict.fromkeys(regularizer_symbol(*regularizer_of(fit.posterior.settings)) for fit in fits)
+    return f"What reward costs in {' or in '.join(symbols)}, over the temperatures."
+
+
 def _draws(fit: FitResults) -> Iterator[Content]:
     if fit.best is None or not fit.best.draws:
         return
@@ -119,11 +129,17 @@ def _draws(fit: FitResults) -> Iterator[Content]:
 def _weights(fit: FitResults) -> Iterator[Content]:
     if not fit.posterior.statistics:
         return
-    yield CaptionedFigure(
-        weights_figure(fit.best or fit.posterior, fit.evidence),
+    name = regularizer_symbol(*regularizer_of(fit.posterior.settings))
+    caption = (
         f"w = {'R/β + log π₀' if fit.posterior.beta is not None else 'log p(x, y)'} − log q of the draws. "
-        "Good: a narrow spike at 0; a long right tail is what the fit misses.",
+        "Good: a narrow spike at 0; a long right tail is what the fit misses."
     )
+    if name != "KL":
+        caption = (
+            f"R/β − f′(q/π₀) of the draws, with the f of {name}: at p*, the optimum with {name} in the place of KL, it "
+            "is the same for all draws. Good: a narrow spike at 0; a long right tail is what the fit misses."
+        )
+    yield CaptionedFigure(weights_figure(fit.best or fit.posterior, fit.evidence), caption)
     evidence = fit.evidence
     if evidence is None:
         return
@@ -172,7 +188,7 @@ def _frontier(fit: FitResults) -> Iterator[Content]:
         else ("points rise and bend to the right, never back")
     )
     yield CaptionedFigure(
-        frontier_figure(evidence, fit.target), f"Reward against KL, two standard errors. Good: {limit}."
+        frontier_figure(evidence, fit.target), f"Reward against {evidence.symbol}, two standard errors. Good: {limit}."
     )
     yield CaptionedFigure(
         objective_figure(evidence),
@@ -219,9 +235,11 @@ def _held_out(fit: FitResults) -> Iterator[Content]:
     rows = []
     for i, beta in enumerate(betas):
         for label, told in (("training", fit.training), ("held out", fit.held_out)):
-            estimates = [told.objective, told.reward, told.kl, *(told.metrics[name] for name in names)]
+            other = [] if told.divergence is None else [told.divergence]
+            estimates = [told.objective, told.reward, *other, told.kl, *(told.metrics[name] for name in names)]
             rows.append((label, format_beta(beta), *(format_estimate(estimate_at(e, i)) for e in estimates)))
-    yield Table(("data", "β", "J", "E[R]", "KL", *names), rows)
+    symbol = [] if fit.training.divergence is None else [fit.training.symbol]
+    yield Table(("data", "β", "J", "E[R]", *symbol, "KL", *names), rows)
     yield "± is one standard error over draws, the data being what they are; other data of the kind differ by more."
 
 

@@ -32,6 +32,7 @@ from bayesrl.report.site_panels import (
     site_panels,
     style_axes,
 )
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +47,9 @@ HISTORY = {
     "kl": ("KL to prior  (nats)", "KL is the price: how far it left the prior"),
 }
 """Curves of the history, with their labels and what a good one looks like."""
+
+DIVERGENCE = "metrics/divergence"
+"""The curve of the divergence that takes the place of KL."""
 
 
 @checked(PolicyError)
@@ -70,8 +74,8 @@ def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
     curves = curve_names(posterior)
+    figure = Figure(figsize=(11 if len(curves) < 4 else 14, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
         _draw_history(axes, posterior, name, optimum)
         if len(betas_of(posterior)) > MAX_LEGEND_BETAS:
@@ -87,7 +91,7 @@ def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 
 @checked(PolicyError)
 def history_figure(posterior: Posterior, name: str, optimum: FiniteNumbersOrNone = None) -> "Figure":
-    """Draw one curve of `training_figure`: `objective` (with the optimum), `reward` or `kl`.
+    """Draw one curve of `training_figure`: `objective` (with the optimum), `reward`, `kl`, or `DIVERGENCE`.
 
     Raises:
         PolicyError: the posterior has no history.
@@ -280,7 +284,20 @@ def _compare_betas(posterior: Posterior, target: WeightedDraws | None, site: str
 
 def curve_names(posterior: Posterior) -> list[str]:
     """Name the curves of a history; without rewards E[R] is always 0 and is left out."""
+    if regularizer_of(posterior.settings)[0] != "kl" and DIVERGENCE in posterior.history:
+        return ["objective", "reward", DIVERGENCE, "kl"]
     return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
+
+
+def _described(posterior: Posterior, name: str) -> tuple[str, str]:
+    """Return the label of a curve, and what a good one looks like."""
+    regularizer = regularizer_of(posterior.settings)
+    if name == DIVERGENCE:
+        symbol = regularizer_symbol(*regularizer)
+        return f"{symbol} to prior", f"{symbol}, in the place of KL, is the price"
+    if name == "kl" and regularizer[0] != "kl":
+        return HISTORY[name][0], "KL, in no J: how far it left the prior"
+    return HISTORY[name]
 
 
 def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -> None:
@@ -288,7 +305,7 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
         raise PolicyError("the posterior has no history yet, so there is no training to draw; fit it for some steps")
     steps, betas = posterior.history["step"], betas_of(posterior)
     optimum = optima_of(posterior, optimum)
-    label, title = HISTORY[name]
+    label, title = _described(posterior, name)
     label = objective_label(posterior.beta) if name == "objective" else label
     colours = beta_colours(len(betas))
     lines = np.asarray(posterior.history[name]).reshape(len(steps), len(betas), -1)

@@ -25,7 +25,7 @@ from bayesrl.report.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
-_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
+_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate", "regularizer", "alpha")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws 
         return None
     try:
         first = fit._lanes()[0]
-        return enumerate_target(programs, first, fit.beta, MAX_COUNT)
+        regularizer, alpha = fit.settings.get("regularizer", "kl"), fit.settings.get("alpha")
+        return enumerate_target(programs, first, fit.beta, MAX_COUNT, regularizer=regularizer, alpha=alpha)
     except EngineError:
         return None
 

@@ -12,6 +12,7 @@ from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.fit_figures import betas_of
 from bayesrl.report.fit_results import FitResults
 from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
+from bayesrl.statistics.regularizer_names import regularizer_formula, regularizer_of, regularizer_symbol
 
 type ContentsFn = Callable[[FitResults], Sequence[Content]]
 
@@ -96,10 +97,18 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
     each = f" Means over {contexts.pop():,} contexts." if len(contexts) == 1 and contexts != {1} else ""
     rewarded = [fit.posterior.beta is not None for fit in fits]
     units = []
-    if any(rewarded):
+    others = dict.fromkeys(regularizer_of(fit.posterior.settings) for fit in fits)
+    if any(rewarded) and ("kl", None) in others:
         units.append(
             "J = E[R] − β·KL is what was maximised, J* the best that any policy can reach. J, J*, gap and E[R] are in "
             "reward units, KL and log Z in nats"
+        )
+    for one in (one for one in others if one[0] != "kl"):
+        symbol = regularizer_symbol(*one)
+        units.append(
+            f"J = E[R] − β·{symbol} is what was maximised, with {symbol} in the place of KL, and J* the best that any "
+            f"policy can reach, at p*; {regularizer_formula(*one)}. J, J*, gap and E[R] are in reward units; KL to the "
+            "prior, in nats, is told beside them and is in no J"
         )
     if not all(rewarded):
         units.append("Without rewards J is the ELBO and J* = log Z, the log-likelihood of the data: all are in nats")
@@ -121,13 +130,17 @@ def _numbers(fit: FitResults) -> list[Content]:
     elif fit.training is not None:
         blocks += [_tall(fit.training.table()), fit.training.explanation]
     elif fit.posterior.statistics:
-        blocks.append(_tall(estimates_table(fit.posterior.beta, fit.posterior.estimates)))
+        blocks.append(_tall(_kept(fit)))
         blocks.append("Of the draws that were kept when the fit ended.")
     else:
         blocks.append("There are no draws yet to take numbers from.")
     if fit.training is not None and fit.training.metrics:
         blocks += [_metrics(fit), "Metrics of the program, which the fit does not maximise, on the data of the fit."]
     return blocks
+
+
+def _kept(fit: FitResults) -> Table:
+    return estimates_table(fit.posterior.beta, fit.posterior.estimates, regularizer_of(fit.posterior.settings))
 
 
 def _tall(table: Table) -> Table:
@@ -146,17 +159,19 @@ def _metrics(fit: FitResults) -> Table:
 
 
 def _side_by_side(fits: Sequence[FitResults]) -> Part:
-    """One row per fit and β."""
-    rows = []
+    """One row per fit and β; with the regulariser if one is not KL."""
+    rows, told = [], any(regularizer_of(fit.posterior.settings)[0] != "kl" for fit in fits)
     for fit in fits:
         verdict = "unknown" if fit.diagnosis is None else fit.diagnosis.verdict
         for i, beta in enumerate(betas_of(fit.posterior)):
-            rows.append((fit.name, f"{MARKS[verdict]} {verdict}", format_beta(beta), *_compared(fit, i)))
+            own = [regularizer_symbol(*regularizer_of(fit.posterior.settings))] if told else []
+            rows.append((fit.name, f"{MARKS[verdict]} {verdict}", format_beta(beta), *own, *_compared(fit, i)))
     caption = (
         "Fits of one problem can be compared: good is a high J, whose errors do not overlap the others'. "
-        "J of different rewards or different β cannot."
+        "J of different rewards, different β or different regularisers cannot."
     )
-    return Part("Side by side", caption, [Cell("", [Table(("fit", "verdict", "β", *_COMPARED), rows, "llrrrrrr")])])
+    headings = ("fit", "verdict", "β", *(["regulariser"] if told else []), *_COMPARED)
+    return Part("Side by side", caption, [Cell("", [Table(headings, rows, "ll" + "r" * (len(headings) - 2))])])
 
 
 def _compared(fit: FitResults, i: int) -> Sequence[str]:
@@ -165,7 +180,9 @@ def _compared(fit: FitResults, i: int) -> Sequence[str]:
         return [cells[name] for name in _COMPARED]
     if not fit.posterior.statistics:
         return [UNKNOWN] * 5
-    return [*estimates_table(fit.posterior.beta, fit.posterior.estimates).rows[i][1:4], UNKNOWN, UNKNOWN]
+    kept = _kept(fit)
+    row = dict(zip(kept.headings, kept.rows[i], strict=True))
+    return [row["J"], row["E[R]"], row["KL"], UNKNOWN, UNKNOWN]
 
 
 # ---- the rest --------------------------------------------------------------------------------

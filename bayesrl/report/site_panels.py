@@ -4,18 +4,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
 from bayesrl.compilation.random_keys import key_from_seed
-from bayesrl.core.density import log_density
 from bayesrl.core.structure import Structure
 from bayesrl.display.formatting import sanitize
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, refuse_other_regularizer
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.target_density import target_density
+from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +31,6 @@ SHOWN_BARS = 30
 BINS = 40
 
 _TARGET_DRAWS = 1000
-_GRID = 400
 
 type SupportKind = Literal["finite", "integers", "reals"]
 
@@ -82,6 +80,7 @@ class SiteComparison(NamedTuple):
         fitted: draws of the fit.
         target: the posterior p*, or None if unknown.
         density: points and density of p* on the real line, or None.
+        goal: how the legend names p*.
     """
 
     site: str
@@ -93,12 +92,13 @@ class SiteComparison(NamedTuple):
     fitted: SiteValues
     target: SiteValues | None
     density: tuple[np.ndarray, np.ndarray] | None
+    goal: str = "target p*"
 
     @property
     def sources(self) -> list[tuple[str, str, SiteValues]]:
         """Label, colour and values of prior, fit and, if known, target."""
         sources = [("prior π₀", PRIOR, self.prior), ("fitted q", FITTED, self.fitted)]
-        return sources + ([("target p*", TARGET, self.target)] if self.target is not None else [])
+        return sources + ([(self.goal, TARGET, self.target)] if self.target is not None else [])
 
     @property
     def compares_contexts(self) -> bool:
@@ -123,16 +123,18 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
     """
     if site not in posterior.draws:
         raise PolicyError(f"there are no draws of site {site!r}; choose from {', '.join(posterior.draws) or 'none'}")
-    refuse_other_regularizer(target, "a fit is shown beside")
+    regularizer = regularizer_of(posterior.settings)
+    refuse_other_regularizer(target, "the fit has", *regularizer)
     structure = posterior.programs.structure if posterior.programs is not None else None
     beta = None if posterior.beta is None else float(posterior.beta)
     prior, fitted = _aligned(posterior, site, posterior.prior_draws[site]), site_values(posterior, site)
     at_beta = None if target is None else target.select(beta)
     known = None if at_beta is None else _target_values(posterior, at_beta, site)
     support, categories = _support(structure, site, [prior, fitted] + ([known] if known else []))
-    density = _density(posterior, site, prior, fitted) if support == "reals" else None
+    density = target_density(posterior, site, prior.values, fitted.values) if support == "reals" else None
     steps = _positions(structure, site, fitted.values.shape[2])
-    return SiteComparison(site, beta, support, categories, steps, prior, fitted, known, density)
+    goal = "target p*" if regularizer[0] == "kl" else f"target p* ({regularizer_symbol(*regularizer)})"
+    return SiteComparison(site, beta, support, categories, steps, prior, fitted, known, density, goal)
 
 
 def value_text(posterior: Posterior, site: str, value: Any) -> str | None:
@@ -220,28 +222,6 @@ def _positions(structure: Structure | None, site: str, count: int) -> str:
     return "time step and element" if structure is not None and structure[site].length < count else "time step"
 
 
-def _density(
-    posterior: Posterior, site: str, prior: SiteValues, fitted: SiteValues
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Integrate p* on a grid if the site is the program's only draw and a single number."""
-    programs = posterior.programs
-    if programs is None or prior.values.shape[1:] != (1, 1) or posterior.draws[site].ndim != 2:
-        return None
-    if programs.structure.names("action", "environment") != (site,):
-        return None
-    both = np.concatenate([prior.values.ravel(), fitted.values.ravel()])
-    grid = np.linspace(both.min(), both.max(), _GRID)
-    policy, args = programs.policy, programs.args
-    beta = None if posterior.beta is None else float(posterior.beta)
-
-    def score(value: Array) -> Array:
-        return log_density(policy, {site: value}, *args, beta=beta).log_target.sum()
-
-    log_target = np.asarray(jax.vmap(score)(jnp.asarray(grid, jnp.float32)), float)
-    density = np.exp(log_target - log_target.max())
-    return grid, density / np.trapezoid(density, grid)
-
-
 # ---- axes ------------------------------------------------------------------------------------
 
 
@@ -319,7 +299,7 @@ def _histograms(axes: "Axes", site: SiteComparison) -> None:
         density, _ = np.histogram(values.values.ravel().astype(float), edges, weights=weights, density=True)
         _stairs(axes, density, edges, colour, label)
     if site.density is not None:
-        axes.plot(*site.density, color=TARGET, lw=1.8, label="target p*")
+        axes.plot(*site.density, color=TARGET, lw=1.8, label=site.goal)
         axes.set_xlim(edges[0], edges[-1])
 
 

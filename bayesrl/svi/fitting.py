@@ -106,9 +106,8 @@ def fit(
         directory: run folder, for checkpoints and the saved fit; if it has an interrupted run, the fit continues it.
         callback: called with each row of the history; a true return value stops the fit.
         progress: whether to show a progress line in a terminal or a notebook.
-        regularizer: D_f in the place of KL, as in `enumerate_posterior`: J = E_q[R] − β·D_f(q‖π₀), in history and
-            estimates too. What speaks of p* (evidence, verdict, frontier, comparison, report) refuses such a fit;
-            `enumerate_posterior` gives its optimum.
+        regularizer: D_f in the place of KL, as in `enumerate_posterior`: J = E_q[R] − β·D_f(q‖π₀), in history,
+            estimates, evidence, verdict, frontier, comparison and report, which all name it.
         alpha: order of regularizer="alpha".
 
     Returns:

@@ -219,6 +219,8 @@ def test_bad_input(policy: Any, given: dict[str, Any], says: str) -> None:
 
 def test_an_optimum_of_another_regularizer_is_no_target_of_a_fit() -> None:
     target = bayesrl.enumerate_posterior(bandit, ARMS, beta=1.0, regularizer="chi_squared")
-    with pytest.raises(EngineError, match="'chi_squared', and coverage asks for that of KL"):
+    with pytest.raises(
+        EngineError, match="regularizer='chi_squared', and coverage asks for that with regularizer='kl'"
+    ):
         refuse_other_regularizer(target, "coverage asks for")
     refuse_other_regularizer(bayesrl.enumerate_posterior(bandit, ARMS, beta=1.0), "coverage asks for")

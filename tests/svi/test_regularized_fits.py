@@ -1,5 +1,6 @@
-"""Fits with another regulariser than KL: gradients against sums, optima against roots, and who refuses them."""
+"""Fits with another regulariser than KL: gradients against sums, optima against roots, and what is told of them."""
 
+import html
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, FitError, ObjectiveError, PolicyError
 from bayesrl.objectives import RegularizedReward, ReverseKL
 from bayesrl.objectives.generators import estimand_of, regularizer_generator
+from bayesrl.report import frontier_figure
 
 KEY = jax.random.key(0)
 K_SIGMA = 6.0
@@ -121,26 +123,120 @@ def test_fits_reach_the_optimum_of_their_regularizer(name: Any, fits: Any) -> No
     assert posterior.select(restart="best").estimates.divergence is not None
 
 
-def test_what_speaks_of_kl_refuses_them(fits: Any, tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["chi_squared_kl", "jensen_shannon_sum", "alpha"])
+def test_evidence_is_of_the_regularizer(name: Any, fits: Any) -> None:
+    """J by its formula, J* by a root, and both again from draws: 5 numbers a fit, false alarms below 1e-5."""
+    posterior, alpha = fits[name], dict(KINDS)[name]
+    exact = bayesrl.enumerate_posterior(policy, beta=BETA, regularizer=name, alpha=alpha)
+    found = bayesrl.evidence(KEY, posterior)
+    logits = np.asarray(posterior.select(restart="best").log_prob({"arm": jnp.arange(4)[:, None] * jnp.ones(2, int)}))
+    truth = BETA * float(exact_j(name, jnp.asarray(logits[0].T)))
+    assert (found.method, found.regularizer, found.alpha) == ("enumeration", name, alpha)
+    assert found.divergence is not None
+    assert found.gap is not None
+    np.testing.assert_allclose(found.objective.mean, truth, atol=2e-6)
+    np.testing.assert_allclose(found.optimum.mean, exact.optimum.mean(), rtol=1e-9)
+    np.testing.assert_allclose(found.objective.mean + found.gap.mean, found.optimum.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.objective.mean, found.reward.mean - BETA * found.divergence.mean, atol=1e-9)
+    assert found.log_evidence is None
+    assert found.kl_reverse is None
+    assert 900 < found.ess <= 1000
+    drawn = bayesrl.evidence(KEY, posterior, method="dual", num_samples=2**13)
+    assert drawn.upper is not None
+    assert drawn.gap is not None
+    for told, known in ((drawn.optimum, found.optimum), (drawn.objective, found.objective), (drawn.kl, found.kl)):
+        assert abs(told.mean - known.mean) <= 5 * told.se + 1e-6
+        assert told.conservative_lower <= known.mean <= told.conservative_upper
+    assert drawn.gap.conservative_lower <= found.gap.mean <= drawn.gap.conservative_upper
+    assert abs(drawn.divergence.mean - found.divergence.mean) <= 5 * drawn.divergence.se + 1e-6  # type: ignore[union-attr]
+    again = type(found).from_json(found.to_json())
+    assert (again.regularizer, again.alpha, str(again)) == (name, alpha, str(found))
+
+
+def test_everything_that_is_told_names_the_regularizer(fits: Any, tmp_path: Any) -> None:
+    """No place shows a formula with KL; a mixture of restarts, a comparison and a region have their own J and p*."""
     posterior = fits["chi_squared_kl"]
-    says = "fitted with regularizer='chi_squared_kl', whose optimum is not p"
-    target = bayesrl.enumerate_posterior(policy, beta=BETA)
-    for ask in (
-        lambda: bayesrl.evidence(KEY, posterior),
-        lambda: bayesrl.diagnose(KEY, posterior),
-        lambda: bayesrl.compare(KEY, {"a": posterior, "b": posterior}),
-        lambda: bayesrl.coverage(KEY, posterior, target),
-        lambda: bayesrl.write_report(KEY, tmp_path / "report.html", posterior),
-    ):
-        with pytest.raises(PolicyError, match=says):
-            ask()
-    sweep = bayesrl.fit(KEY, policy, beta=jnp.array([0.5, 1.0]), regularizer="chi_squared", num_steps=2, progress=False)
-    with pytest.raises(PolicyError, match="regularizer='chi_squared'"):
-        bayesrl.frontier(KEY, sweep)
-    shown = bayesrl.enumerate_posterior(policy, beta=BETA, regularizer="chi_squared")
+    verdict = bayesrl.diagnose(KEY, posterior)
+    assert verdict.verdict == "pass"
+    assert "those with χ²+KL in the place of KL" in verdict.explanation
+    assert verdict["gap"].reference == "J* − J(q), where J = E[R] − β·χ²+KL"
+    assert verdict.evidence is not None
+    assert "The optimum with χ²+KL in the place of KL" in verdict.evidence.explanation
+    target = bayesrl.enumerate_posterior(policy, beta=BETA, regularizer="chi_squared_kl")
+    assert "χ²+KL in the place of KL" in repr(target)
+    assert bayesrl.coverage(KEY, posterior, target).verdict == "pass"
+    pair = {"one": posterior.select(restart=0), "other": posterior.select(restart=1)}
+    compared = bayesrl.compare(KEY, pair)
+    assert compared.divergence is not None
+    each = [bayesrl.evidence(KEY, one) for one in pair.values()]
+    for told, known in ((compared.objective, "objective"), (compared.divergence, "divergence"), (compared.kl, "kl")):
+        apart = told.mean - [getattr(one, known).mean for one in each]
+        assert (np.abs(apart) <= 5 * told.se + 1e-5).all()
+    mixed = bayesrl.evidence(KEY, posterior.select(restart="mixture"), num_samples=2**13)
+    assert (mixed.method, mixed.regularizer) == ("dual", "chi_squared_kl")
+    assert mixed.optimum.conservative_lower <= target.optimum.mean() <= mixed.optimum.conservative_upper  # type: ignore[union-attr]
+    page = bayesrl.write_report(KEY, tmp_path / "report.html", posterior, diagnoses={"fit": verdict})
+    shown = [str(verdict), str(posterior), str(compared), html.unescape(page.read_text(encoding="utf-8"))]
+    for text in shown:
+        assert "χ²+KL" in text
+        for of_kl in ("β·KL", "KL(q‖p*)", "log Z", "−KL"):
+            assert of_kl not in text.replace("χ²+KL", "D")
+    stored = bayesrl.to_datatree(posterior)
+    assert stored.attrs["regularizer"] == "chi_squared_kl"
+    assert "another optimum" in stored["sample_stats"]["log_weight"].attrs["description"]
+
+
+def test_a_frontier_follows_the_regularizer(tmp_path: Any) -> None:
+    options: dict[str, Any] = {"regularizer": "chi_squared", "num_steps": 1000, "progress": False}
+    sweep = bayesrl.fit(KEY, policy, beta=jnp.array([1.0, 0.5, 2.0]), **options)
+    found = bayesrl.evidence(KEY, sweep)
+    line = bayesrl.frontier(KEY, sweep, evidence=found)
+    assert [check.name for check in line.checks][::4] == ["dJ*/dβ = −χ²", "χ² non-increasing"]
+    assert {check.outcome for check in line.checks} == {"pass"}
+    assert frontier_figure(found, found.target).axes[0].get_xlabel() == "χ² to prior"
+    page = bayesrl.write_report(KEY, tmp_path / "sweep.html", sweep).read_text(encoding="utf-8")
+    assert "What reward costs in χ², over" in page
+    kl = bayesrl.fit(KEY, policy, beta=jnp.array([1.0, 0.5, 2.0]), num_steps=2, progress=False)
+    with pytest.raises(PolicyError, match="fit with regularizer='chi_squared', the posterior has regularizer='kl'"):
+        bayesrl.frontier(KEY, kl, evidence=found)
+    with pytest.raises(PolicyError, match="best_of is drawn by its KL"):
+        frontier_figure(found, best_of=bayesrl.best_of(KEY, policy, n=2, num_samples=2))
+
+
+def test_what_is_of_another_optimum_is_refused(fits: Any) -> None:
+    posterior = fits["chi_squared_kl"]
+    for method in ("smc", "importance", "rejection", "nuts", "hindsight"):
+        with pytest.raises(EngineError, match=f"method='{method}' finds log Z.*use method='auto', 'enumeration' or"):
+            bayesrl.evidence(KEY, posterior, method=method)
     kl = bayesrl.fit(KEY, policy, beta=BETA, num_steps=2, progress=False)
-    with pytest.raises(EngineError, match="optimum with regularizer='chi_squared'"):
-        bayesrl.coverage(KEY, kl, shown)
+    with pytest.raises(EngineError, match="is of fits with another regulariser"):
+        bayesrl.evidence(KEY, kl, method="dual")
+    with pytest.raises(PolicyError, match=r"'a' and 'b' maximise E.R. − β·χ².KL and E.R. − β·KL"):
+        bayesrl.compare(KEY, {"a": posterior, "b": kl})
+    shown = bayesrl.enumerate_posterior(policy, beta=BETA, regularizer="chi_squared")
+    for fit, own in ((kl, "kl"), (posterior, "chi_squared_kl")):
+        with pytest.raises(EngineError, match=f"optimum with regularizer='chi_squared', .*with regularizer='{own}'"):
+            bayesrl.coverage(KEY, fit, shown)
+
+
+def test_a_known_optimum_of_another_regularizer(fits: Any) -> None:
+    exact = bayesrl.enumerate_posterior(policy, beta=BETA, regularizer="alpha", alpha=0.5)
+    assert exact.optimum is not None
+    optimum = float(exact.optimum.mean())
+    found = bayesrl.evidence(KEY, fits["alpha"], optimum=lambda beta: optimum, num_samples=2**12)
+    assert (found.regularizer, found.method, found.kl_reverse) == ("alpha", "known", None)
+    assert found.gap is not None
+    assert 0 <= found.gap.mean <= 5 * found.objective.se + 1e-3
+
+    class Planned:
+        def __call__(self, beta: float) -> float:
+            return optimum
+
+        def evaluate(self, posterior: Any) -> tuple[float, float, float]:
+            return 0.0, 0.0, 0.0
+
+    with pytest.raises(EngineError, match=r"optimum.evaluate gives J with KL"):
+        bayesrl.evidence(KEY, fits["alpha"], optimum=Planned())
 
 
 def test_a_run_folder_keeps_the_regularizer(tmp_path: Any) -> None:

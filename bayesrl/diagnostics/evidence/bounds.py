@@ -15,6 +15,13 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit, refuse_without_actions
+from bayesrl.diagnostics.evidence.by_dual import (
+    Chosen,
+    bracket_by_dual,
+    bracket_regularized_exactly,
+    known_optimum,
+    weigh_regularized,
+)
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
@@ -38,7 +45,7 @@ from bayesrl.statistics.definitions import is_conditioned, is_control
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Params, PRNGKey
 
-type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "smc", "hindsight"]
+type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "dual"]
 
 _DRAWN_NUMBERS = 4_000_000
 
@@ -72,14 +79,15 @@ def evidence(
     the bound from above comes from a proven or given bound on the rewards, or from NUTS if all sites are
     continuous. Particles (`method="smc"`) reach posteriors that neither draws of the fit nor of the prior do, and bound
     log Z from above by runs that hold a draw of p*. With environment sites the optimum is that of control: exact if
-    finite, else bounded from
-    above by an agent that knows nature's draws beforehand.
+    finite, else bounded from above by an agent that knows nature's draws beforehand. A fit with another regulariser
+    than KL is compared with the optimum of its own J: exact if finite, else from draws in the dual problem, where
+    J* ≤ λ + β·E_π₀[f*((R − λ)/β)] for any λ.
 
     Args:
         key: consumed whole.
         posterior: posterior with its programs.
         *new_args: other arguments for the program, such as held-out data.
-        method: `auto` picks the tightest method; the others insist on one.
+        method: `auto` picks the tightest method; the others insist on one. `dual` is of fits with another regulariser.
         optimum: returns the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
         reward_bound: greatest total reward of a context, reward units, if it cannot be proven.
         num_samples: greatest number of draws.
@@ -108,7 +116,12 @@ def evidence(
         Monte Carlo"; Burda, Grosse & Salakhutdinov (2016), equation 8, for the bound from below.
     """
     fit = full_data_fit(posterior, *new_args)
-    search = _Search(method, reward_bound, num_samples, max_count, fit.beta)
+    chosen = Chosen.of(fit.settings)
+    if chosen is not None:
+        chosen.refuse(fit._programs_for().structure, method)
+    elif method == "dual":
+        raise EngineError("method='dual' is of fits with another regulariser than KL; use method='auto'")
+    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen)
     rows = []
     for i, (beta, one) in enumerate(_by_beta(fit)):
         own_key = fold_in(key, i)
@@ -122,7 +135,7 @@ def evidence(
             rows.append(search.one(own_key, *_frozen(one), beta))
     # A fit's own draws belong to its own data, so they say nothing about other arguments.
     if not new_args:
-        rows = [_weigh(row, posterior, i) for i, row in enumerate(rows)]
+        rows = [_weigh(row, posterior, i, chosen, search.target) for i, row in enumerate(rows)]
     return dataclasses.replace(
         Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ()),
         num_contexts=fit._programs_for().structure.num_contexts,
@@ -164,18 +177,31 @@ def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
     return [(float(beta), fit.select(beta=float(beta))) for beta in np.atleast_1d(fit.beta)]
 
 
-def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
+def _weigh(
+    row: Evidence, posterior: Posterior, index: int, chosen: Chosen | None, target: WeightedDraws | None
+) -> Evidence:
     """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
     meaningless = is_control(best._programs_for().structure) or posterior.mixture is not None
-    if row.num_weighed or meaningless or not best.statistics:
+    if row.num_weighed or meaningless or not best.statistics or (chosen is not None and target is None):
         return row
-    weights = np.asarray(best.statistics["log_weight"], float)
     draw = len(best.batch_shape)
-    own = weights.reshape(-1, weights.shape[draw], math.prod(weights.shape[draw + 1 :]))
-    ess, khat = worth_of(own[index])
-    return dataclasses.replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=own.shape[1])
+
+    def of_row(name: str) -> np.ndarray:
+        values = np.asarray(best.statistics[name], float)
+        return values.reshape(-1, values.shape[draw], math.prod(values.shape[draw + 1 :]))[index]
+
+    if chosen is None:
+        weights = of_row("log_weight")
+    else:
+        one = None if target is None else target.select(float(row.beta))  # type: ignore[arg-type]
+        assert one is not None
+        assert one.multiplier is not None
+        ratio, root = of_row("log_q") - of_row("log_prior"), one.multiplier.reshape(-1)
+        weights = weigh_regularized(ratio, of_row("total_reward"), root, float(row.beta), chosen.f)  # type: ignore[arg-type]
+    ess, khat = worth_of(weights)
+    return dataclasses.replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=len(weights))
 
 
 def _out_of_reach(one: Posterior) -> str:
@@ -211,9 +237,15 @@ class _Search:
     """
 
     def __init__(
-        self, method: RequestedMethod, reward_bound: float | None, num_samples: int, max_count: int, beta: Any
+        self,
+        method: RequestedMethod,
+        reward_bound: float | None,
+        num_samples: int,
+        max_count: int,
+        beta: Any,
+        chosen: Chosen | None = None,
     ) -> None:
-        self.method, self.reward_bound, self.beta = method, reward_bound, beta
+        self.method, self.reward_bound, self.beta, self.chosen = method, reward_bound, beta, chosen
         self.num_samples, self.max_count = num_samples, max_count
         self.target: WeightedDraws | None = None
         self._unreachable = ""
@@ -221,6 +253,8 @@ class _Search:
     def one(self, key: PRNGKey, programs: Programs, params: Params, trained: bool, beta: float | None) -> Evidence:
         """Bracket one fit."""
         structure = programs.structure
+        if self.chosen is not None and beta is not None:
+            return self._regularized(key, programs, params, beta, self.chosen)
         nature = structure.names("environment")
         if nature and self.method in ("rejection", "importance", "nuts", "smc"):
             raise EngineError(
@@ -257,6 +291,24 @@ class _Search:
             found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
 
+    def _regularized(self, key: PRNGKey, programs: Programs, params: Params, beta: float, chosen: Chosen) -> Evidence:
+        """Bracket one fit with another regulariser than KL."""
+        target = None
+        if self.method != "dual":
+            try:
+                target = self._enumerate(programs, params, beta, trained=False)
+                return bracket_regularized_exactly(programs, params, beta, target, self.max_count, chosen)
+            except EngineError:
+                if target is None and self.method == "enumeration":
+                    raise
+        found = self._dual(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num), chosen)
+        return found if target is None else known_optimum(found, target)
+
+    def _dual(self, programs: Programs, beta: float, draw: Callable[[int], MixtureSample], chosen: Chosen) -> Evidence:
+        bounds = find_bounds(programs, beta, self.reward_bound)
+        num = most_draws(self.num_samples, programs.structure)
+        return bracket_by_dual(programs.structure, beta, draw, num, bounds, chosen)
+
     def _enumerate(self, programs: Programs, params: Params, beta: float | None, *, trained: bool) -> WeightedDraws:
         """Enumerate p*: at all temperatures at once, or at one if the policy was trained at each."""
         if trained:
@@ -266,7 +318,8 @@ class _Search:
             raise EngineError(self._unreachable)
         if self.target is None:
             try:
-                self.target = enumerate_target(programs, params, self.beta, self.max_count)
+                other = {} if self.chosen is None else self.chosen.told
+                self.target = enumerate_target(programs, params, self.beta, self.max_count, **other)
             except EngineError as error:
                 self._unreachable = str(error)
                 raise
@@ -283,6 +336,8 @@ class _Search:
             raise EngineError(
                 f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
             )
+        if self.chosen is not None and beta is not None:
+            return self._dual(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num), self.chosen)
         return self._sampled(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num))[0]
 
     def _sampled(

@@ -17,6 +17,7 @@ from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import at_most
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.regularized import divergence_of
 from bayesrl.posterior.sampling import draw_prior
 from bayesrl.statistics.definitions import divergence, is_control
 from bayesrl.statistics.estimates import Estimate, Interval
@@ -67,8 +68,8 @@ def bracket_by_known_optimum(
             for end in (objective.upper, objective.lower, objective.conservative_upper, objective.conservative_lower)
         ),
     )
-    # With nature or discounts J* is an optimum of control: there is no log Z and no p*.
-    odd = is_control(one._programs_for().structure)
+    # With nature or discounts J* is an optimum of control, with another regulariser one of its own: without log Z.
+    odd = is_control(one._programs_for().structure) or found.regularizer != "kl"
     return replace(
         found,
         method="known",
@@ -98,17 +99,25 @@ def estimate_evidence(
     evaluate = getattr(optimum, "evaluate", None)
     with user_code("optimum.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
         exact = None if evaluate is None else evaluate(one)
-    marginal = one.log_marginal(fold_in(key, 2))
+    marginal, other, told = one.log_marginal(fold_in(key, 2)), divergence_of(one.settings), None
+    if exact is not None and other is not None:
+        raise EngineError(
+            f"optimum.evaluate gives J with KL, and the fit has regularizer={one.settings['regularizer']!r}; pass a "
+            "function of β alone that gives J* of this regulariser"
+        )
     if exact is None:
         totals = _draw(one.totals, own_key, num)
         nats = totals.log_likelihood + totals.ratio
         objective, reward = (mean_interval(x, _SURE) for x in (totals.reward + scale * nats, totals.reward))
+        if other is not None:
+            terms = np.asarray(other(-totals.ratio), float)
+            objective, told = mean_interval(totals.reward - scale * terms, _SURE), mean_interval(terms, _SURE)
         kl = mean_interval(divergence(totals, conditioned=marginal is not None), _SURE)
         if marginal is not None:
             objective, kl = _shift(objective, -scale, marginal), _shift(kl, 1.0, marginal)
     else:
         objective, reward, kl = (Interval.exact(value) for value in exact)
-    return Evidence.unbracketed(
+    found = Evidence.unbracketed(
         beta,
         objective,
         reward,
@@ -118,6 +127,9 @@ def estimate_evidence(
         log_marginal=None if marginal is None else _shift(Interval.exact(0.0), 1.0, marginal),
         num_samples=num if exact is None else 0,
     )
+    if told is None:
+        return found
+    return replace(found, divergence=told, regularizer=one.settings["regularizer"], alpha=one.settings.get("alpha"))
 
 
 def _prior_objective(

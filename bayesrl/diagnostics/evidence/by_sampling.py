@@ -33,7 +33,7 @@ def bracket_by_sampling(
 
     def find(num: int) -> tuple[Evidence, TemperedSample]:
         sample = draw(num)
-        _check_rewards(structure, sample.reward, bounds)
+        check_rewards(structure, sample.reward, bounds)
         never = bool((sample.reward[: sample.num_fit] == -np.inf).any())
         # The J of a fit that draws −∞ is set below, so what averages warn of does not matter.
         with np.errstate(invalid="ignore" if never else "warn"):
@@ -41,7 +41,7 @@ def bracket_by_sampling(
             found = sampled.evidence(structure.context_shape, "importance")
         return (_without_limit(found) if never else found), sampled
 
-    return draw_until(find, lambda found: _is_sharp(found[0]), num_samples)
+    return draw_until(find, lambda found: is_sharp(found[0]), num_samples)
 
 
 def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_samples: int) -> T:
@@ -78,7 +78,7 @@ def _is_discrete(programs: Programs, name: str) -> bool:
     return bool(trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn.support.is_discrete)
 
 
-def _check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
+def check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
     """Refuse rewards that would spoil every average, and a bound that a draw exceeds."""
     names = list(structure.names("reward"))
     if np.isnan(reward).any() or (reward == np.inf).any():
@@ -108,7 +108,7 @@ def _without_limit(found: Evidence) -> Evidence:
     return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
 
 
-def _is_sharp(found: Evidence) -> bool:
+def is_sharp(found: Evidence) -> bool:
     """Whether the gap is known to a fifth of itself, or to a hundredth of the possible gain."""
     assert found.gap is not None
     assert found.prior_objective is not None

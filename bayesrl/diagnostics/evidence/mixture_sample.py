@@ -45,6 +45,18 @@ class MixtureSample(NamedTuple):
         # Computed from the log-ratio, so that a density of 0 gives a ratio of 0, not nan.
         return 2 * np.exp(-np.logaddexp(0, self.ratio)), 2 * np.exp(-np.logaddexp(-self.ratio, 0))
 
+    def unseen_prior(self) -> np.ndarray:
+        """Return the prior's mass in what was not drawn, [contexts]; 1 if some site is continuous."""
+        contexts = self.log_prior.shape[1]
+        if self.code.shape[1] == 0:
+            return np.ones(contexts)
+        left = np.empty(contexts)
+        for c in range(contexts):
+            key = self.code[:, c, 0].astype(np.uint64) << np.uint64(32) | self.code[:, c, 1].astype(np.uint64)
+            _, first = np.unique(key, return_index=True)
+            left[c] = max(1.0 - float(np.exp(self.log_prior[first, c]).sum()), 0.0)
+        return left
+
 
 def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> MixtureSample:
     """Draw from the fit and from the prior, and score every draw under both."""

@@ -13,8 +13,10 @@ from bayesrl.display.formatting import (
     UNKNOWN,
     format_beta,
     format_bracket,
+    format_distance,
     format_draws,
     format_estimate,
+    format_gap,
     format_number,
     format_relative_gap,
     format_share,
@@ -23,13 +25,16 @@ from bayesrl.display.formatting import (
 )
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
+from bayesrl.statistics.described_estimates import describe_estimates, read_estimates
 from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.regularizer_names import regularizer_formula, regularizer_symbol
 
 if TYPE_CHECKING:
     from bayesrl.exact.weighted_draws import WeightedDraws
 
-type Method = Literal["enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "known", "draws"]
+type Method = Literal["enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "dual", "known", "draws"]
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
+NO_TARGET = "without p* there are no weights of draws"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
 
 _METHODS = {
@@ -39,9 +44,12 @@ _METHODS = {
     "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
     "smc": "by particles: forward runs below, runs that hold a draw of p* above",
     "hindsight": "by hindsight: an upper bound with nature's draws fixed",
+    "dual": "by weighting draws in the dual problem, whose value at any λ is a bound from above",
     "known": "by what is known of the problem",
 }
-_PLAIN = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "metrics")
+_COPIED = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "regularizer", "alpha")
+_PLAIN = (*_COPIED, "metrics")
+_LATER = {"regularizer": "kl", "alpha": None, "divergence": None}  # what the files of earlier versions lack
 _UNWRITTEN = ("by_context", "target")
 """Fields that files omit: they are large, and no display needs them."""
 
@@ -56,12 +64,13 @@ class Evidence(Displayable):
     of J* minus J, and has J's standard error. `evidence[i]` is the evidence at one of several temperatures.
 
     Without environment sites J* = β·log Z and gap = β·KL(q‖p*). With environment sites `optimum` is
-    that of control, and `log_evidence` and both KLs to p* are None.
+    that of control, and `log_evidence` and both KLs to p* are None. With another regulariser J = E[R] − β·`divergence`,
+    p* is where it is greatest, and there is no log Z and no KL(q‖p*), which is infinite where p* leaves out actions.
 
     Attributes:
         beta: temperatures, [*beta], reward units per nat; None without rewards.
         method: how log Z, or the optimum of control, was found.
-        lower: an estimate whose expectation is below log Z (ELBO, IWAE), nats; below J*/β with environment sites.
+        lower: an estimate whose expectation is below log Z (ELBO, IWAE), nats; below J*/β where there is no log Z.
         upper: one whose expectation is above (EUBO); None if only a lower bound is honest.
         caveat: why `upper` is None, or why there is no calibrated interval; empty otherwise.
         log_evidence: log Z averaged over contexts, nats; None with environment sites.
@@ -86,6 +95,9 @@ class Evidence(Displayable):
         metrics: means of the program's deterministic sites under the fit, by name; empty unless requested.
         by_context: log Z of each context, [*beta, *contexts]; None with environment sites.
         target: p*, if it was enumerated.
+        regularizer: what keeps the fit near the prior: "kl", or another name of `enumerate_posterior`.
+        alpha: order of regularizer="alpha".
+        divergence: D_f(q‖π₀) of another regulariser than KL; None for KL.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -122,6 +134,9 @@ class Evidence(Displayable):
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     by_context: Interval | None = None
     target: "WeightedDraws | None" = None
+    regularizer: str = "kl"
+    alpha: float | None = None
+    divergence: Interval | None = None
 
     @classmethod
     def unbracketed(
@@ -224,7 +239,8 @@ class Evidence(Displayable):
             return first
 
         names = [one.name for one in dataclasses.fields(Evidence)]
-        return Evidence(**{name: combine(*(getattr(row, name) for row in rows)) for name in names})
+        combined = {name: combine(*(getattr(row, name) for row in rows)) for name in names if name not in _COPIED}
+        return Evidence(**combined | {name: getattr(rows[0], name) for name in _COPIED})
 
     # ---- what follows from it ----------------------------------------------------------------
 
@@ -255,7 +271,13 @@ class Evidence(Displayable):
         if self.num_samples and self.method not in ("enumeration", "known"):
             drawn = f" ({draws})"
         caveat = f" But {self.caveat.rstrip('.')}." if self.caveat else ""
-        return f"The optimum was reached {_METHODS[self.method]}{drawn}.{caveat}"
+        of = f" with {self.symbol} in the place of KL" if self.regularizer != "kl" else ""
+        return f"The optimum{of} was reached {_METHODS[self.method]}{drawn}.{caveat}"
+
+    @property
+    def symbol(self) -> str:
+        """The divergence in J, such as KL or χ²."""
+        return regularizer_symbol(self.regularizer, self.alpha)
 
     @property
     def no_khat(self) -> str:
@@ -264,7 +286,8 @@ class Evidence(Displayable):
             return ""
         if not math.isnan(float(self.ess)):
             return TIED
-        return NO_WEIGHTS if self.num_weighed == 0 else "no weight is finite"
+        nothing = NO_WEIGHTS if self.regularizer == "kl" else NO_TARGET
+        return nothing if self.num_weighed == 0 else "no weight is finite"
 
     @property
     def weighed(self) -> str:
@@ -289,51 +312,52 @@ class Evidence(Displayable):
             "β": format_beta(None if self.beta is None else scale),
             "J": format_estimate(self.objective),
             "J*": format_bracket(self.optimum if known else None, error),
-            "gap": self._gap_text(),
+            "gap": format_gap(self.gap, self.optimum, self.objective),
             "relative gap": format_relative_gap(self.relative_gap),
             "E[R]": UNKNOWN if self.beta is None else format_estimate(self.reward),
+            "D": format_estimate(self.divergence),
             "KL": format_estimate(self.kl),
             "log p(y)": format_estimate(self.log_marginal),
             "log Z": format_bracket(log_z, error / scale),
             "from below": UNKNOWN if self.method == "draws" else format_number(float(limits.conservative_lower)),
             "from above": UNKNOWN if self.upper is None else format_number(float(limits.conservative_upper)),
-            "KL(q‖p*)": _divergence_text(self.kl_reverse),
-            "KL(p*‖q)": _divergence_text(self.kl_forward),
+            "KL(q‖p*)": format_distance(self.kl_reverse),
+            "KL(p*‖q)": format_distance(self.kl_forward),
             "ESS": format_draws(float(self.ess)),
             "k̂": format_number(float(self.khat), 3),
             "of": f"{self.num_weighed:,}",
             "missed mass": format_share(float(self.missed_mass)),
         }
 
-    def _gap_text(self) -> str:
-        """Write J* − J; single precision cannot tell less than a millionth of J* from 0."""
-        gap, finest = self.gap, 1e-6 * max(abs(float(self.optimum.mean)), abs(float(self.objective.mean)))
-        ends = () if gap is None else (gap.mean, gap.conservative_lower, gap.conservative_upper)
-        if ends and finest > max(abs(float(end)) for end in ends):
-            return f"<{finest:.0e}"
-        return format_bracket(gap, float(self.objective.se), own=True)
-
     def table(self) -> Table:
         """One row per temperature: J, J* and the gap between them."""
         given = () if self.log_marginal is None else ("log p(y)",)
-        return self._table(("β", "J", "J*", "gap", "relative gap", "E[R]", "KL", *given))
+        other = () if self.regularizer == "kl" else ("D",)
+        return self._table(("β", "J", "J*", "gap", "relative gap", "E[R]", *other, "KL", *given))
 
     def weight_table(self) -> Table:
         """One row per temperature: limits of log Z from both sides, the distance to p*, and the weights."""
-        names = ("β", "log Z", "from below", "from above", "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed mass")
+        of_kl, both = ("log Z",) if self.regularizer == "kl" else (), ("from below", "from above")
+        apart = ("KL(q‖p*)", "KL(p*‖q)") if self.regularizer == "kl" else ("KL(p*‖q)",)
+        names = ("β", *of_kl, *both, *apart, "ESS", "k̂", "missed mass")
         below = "from below" if self.log_evidence is not None else "J*/β from below"
         table = self._table(names)
         return table._replace(headings=[below if name == "from below" else name for name in names])
 
     def _table(self, names: Sequence[str]) -> Table:
         cells = [row.cells() for row in self.rows]
-        return Table(names, [[row[name] for name in names] for row in cells])
+        headings = [self.symbol if name == "D" else name for name in names]
+        return Table(headings, [[row[name] for name in names] for row in cells])
 
     @property
     def legend(self) -> str:
         """The units of the columns."""
-        rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
-        units = rewarded if self.beta is not None else "all in nats"
+        units = "J, J*, gap and E[R] in reward units; KL and log Z in nats" if self.beta is not None else "all in nats"
+        if self.regularizer != "kl":
+            units = (
+                f"J = E[R] − β·{self.symbol}, {regularizer_formula(self.regularizer, self.alpha)}, p* where it is "
+                "greatest; J, J*, gap and E[R] in reward units; KL in nats"
+            )
         return f"{units}; ± is one standard error, [ ] a 95% interval; relative gap = gap / (J* − J(π₀))"
 
     def _blocks(self) -> Sequence[DisplayBlock]:
@@ -350,7 +374,7 @@ class Evidence(Displayable):
     def to_json(self) -> dict[str, Any]:
         """Describe it in JSON types, without log Z of each context and p* itself; `nan` and `inf` become strings."""
         names = [one.name for one in dataclasses.fields(self) if one.name not in _UNWRITTEN]
-        return {name: _describe(getattr(self, name)) for name in names}
+        return {name: describe_estimates(getattr(self, name)) for name in names}
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> "Evidence":
@@ -360,9 +384,11 @@ class Evidence(Displayable):
             KeyError, TypeError, ValueError: `described` is not such a description.
         """
         names = [one.name for one in dataclasses.fields(cls) if one.name not in _UNWRITTEN]
-        values = {name: described[name] if name in _PLAIN else _read(described[name]) for name in names}
-        made = cls(**values | {"metrics": {name: _read(value) for name, value in described["metrics"].items()}})
-        if made.method != "draws" and made.method not in _METHODS:
+        described = _LATER | dict(described)
+        values = {name: described[name] if name in _PLAIN else read_estimates(described[name]) for name in names}
+        metrics = {name: read_estimates(value) for name, value in described["metrics"].items()}
+        made = cls(**values | {"metrics": metrics})
+        if (made.method != "draws" and made.method not in _METHODS) or not made.symbol:
             raise ValueError(f"method is {made.method!r}")
         shape = np.shape(made.objective.mean)
 
@@ -372,29 +398,3 @@ class Evidence(Displayable):
             return array
 
         return cls._combine(check, made)
-
-
-def _divergence_text(interval: Interval | None) -> str:
-    """Write a distance between fit and p*, or its known end; write nothing that rests on worthless weights."""
-    if interval is None or math.isfinite(float(interval.upper)):
-        return format_estimate(interval)
-    return format_bracket(interval, float(interval.se), own=True)  # without a calibrated end, se cannot be trusted
-
-
-def _describe(value: Any) -> Any:
-    if isinstance(value, Estimate | Interval):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {name: _describe(part) for name, part in value.items()}
-    if isinstance(value, np.ndarray | np.generic | float):
-        value = np.asarray(value, float).tolist()
-    if isinstance(value, list):
-        return [_describe(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        kind = Interval if "lower" in value else Estimate
-        return kind(**{name: np.asarray(part, float) for name, part in value.items()})
-    return None if value is None else np.asarray(value, float)

@@ -117,18 +117,11 @@ class TemperedSample:
         In a finite program the draws show how much of the prior they cover. The rest holds at most
         (1 − π₀(seen))·exp(max R/β) of Z.
         """
-        codes = self.sample.code
-        if codes.shape[1] == 0 or not self._bounded:
+        if not self._bounded:
             return 1.0
         with np.errstate(over="ignore"):
             room = np.exp(self._log_top - self.log_z.mean)
-        shares = []
-        for c in range(codes.shape[1]):
-            key = codes[:, c, 0].astype(np.uint64) << np.uint64(32) | codes[:, c, 1].astype(np.uint64)
-            _, first = np.unique(key, return_index=True)
-            left = max(1.0 - float(np.exp(self.sample.log_prior[first, c]).sum()), 0.0)
-            shares.append(left * room[c])
-        return float(min(np.mean(shares), 1.0))
+        return float(min(np.mean(self.sample.unseen_prior() * room), 1.0))
 
     def can_calibrate(self) -> tuple[bool, str]:
         """Return whether log Z's standard error can be trusted, and if not, why."""
@@ -241,8 +234,8 @@ class TemperedSample:
             conservative_lower=least, conservative_upper=most
         )
         objective = est.interval(fitted, nats)
-        evidence, objective = _in_order(evidence, objective, known=self.known)
-        reverse = _gap_interval(est.interval(self.reverse(), nats, calibrated=good), evidence, objective, good=good)
+        evidence, objective = in_order(evidence, objective, known=self.known)
+        reverse = gap_interval(est.interval(self.reverse(), nats, calibrated=good), evidence, objective, good=good)
         ess, khat = worth_of(self.w[: sample.num_fit])
         forward = est.interval(self.forward(), nats, calibrated=good)
         if not good:
@@ -315,7 +308,7 @@ def _subtract(estimate: Estimate, other: Interval) -> Estimate:
     return Estimate(estimate.mean - other.mean, np.hypot(estimate.se, other.se))
 
 
-def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
+def in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
     """Enforce J ≤ J*: if noise or rounding breaks it, correct the one that was estimated from draws."""
     if known:
         return evidence, at_most(objective, evidence.mean)
@@ -333,7 +326,7 @@ def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
     )
 
 
-def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
+def gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
     """Return log Z − E_q[w] of the same log Z and E_q[w]; if the draws cannot be trusted, the bracket minus it.
 
     Without an upper side of log Z only one end exists: the lower limit of log Z minus E_q[w], with its error.
