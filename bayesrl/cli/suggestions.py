@@ -9,7 +9,10 @@ from bayesrl.ready_models import COMMANDS, ProblemError, closest, model_names, m
 
 USES = {command: use for use, command in COMMANDS.items()}
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "fit": {"--beta": str, "--steps": int, "--restarts": int, "--seed": int, "--out": str, "--set": str},
+    "fit": {
+        **{"--beta": str, "--steps": int, "--restarts": int, "--seed": int, "--out": str, "--set": str},
+        **{"--regularizer": str, "--alpha": str},
+    },
     "learn": {"--explore": str, "--episodes": int, "--runs": int, "--seed": int, "--out": str, "--set": str},
     "resume": {"--steps": int, "--episodes": int},
     "report": {"--out": str, "--gold": str},
