@@ -10,8 +10,14 @@ from bayesrl.ready_models import COMMANDS, ProblemError, closest, model_names, m
 USES = {command: use for use, command in COMMANDS.items()}
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "fit": {
-        **{"--beta": str, "--steps": int, "--restarts": int, "--seed": int, "--out": str, "--set": str},
-        **{"--regularizer": str, "--alpha": str},
+        "--beta": str,
+        "--steps": int,
+        "--restarts": int,
+        "--seed": int,
+        "--regularizer": str,
+        "--alpha": str,
+        "--out": str,
+        "--set": str,
     },
     "learn": {"--explore": str, "--episodes": int, "--runs": int, "--seed": int, "--out": str, "--set": str},
     "resume": {"--steps": int, "--episodes": int},
