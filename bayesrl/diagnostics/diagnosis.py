@@ -153,10 +153,7 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    verdict, explanation = _verdict(checks := _advise(posterior, checks), reason)
-    if found is not None and found.regularizer != "kl":
-        explanation += f" J and its optimum are those with {found.symbol} in the place of KL."
-    return Diagnosis(verdict, explanation, tuple(checks), found)
+    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason, found), tuple(checks), found)
 
 
 def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
@@ -236,8 +233,15 @@ def _gain(found: Evidence | None, objective: np.ndarray) -> float:
     return float(np.max(gained, where=np.isfinite(gained), initial=0.0))
 
 
-def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
-    """One word and one sentence that explains it."""
+def _verdict(checks: list[Check], reason: str, found: Evidence | None) -> tuple[Verdict, str]:
+    """One word and one sentence that explains it, and says of which J it is, if not that with KL."""
+    word, explanation = _judged(checks, reason)
+    if found is None or found.regularizer == "kl":
+        return word, explanation
+    return word, f"{explanation} J and its optimum are those with {found.symbol} in the place of KL."
+
+
+def _judged(checks: list[Check], reason: str) -> tuple[Verdict, str]:
     by_name = {check.name: check for check in checks}
     for name in ("gap", "mode coverage", "skipped steps", "convergence"):
         if name in by_name and by_name[name].outcome == "fail":
