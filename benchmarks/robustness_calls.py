@@ -176,6 +176,10 @@ CALLS: dict[str, Call] = {
     "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
     "preferences.PreferenceData": lambda t: {"kind": "pairs", "items": ({"completion": "a"}, {"completion": "b"}),
                                              "members": np.array([[0, 1]]), "ranks": np.array([[0, 1]])},
+    "preferences.bradley_terry": lambda t: {"data": t.pairs},
+    "preferences.infer": lambda t: {"key": t.key, "model": preferences.bradley_terry(t.pairs), "num_samples": 2},
+    "preferences.plackett_luce": lambda t: {"data": t.pairs},
+    "preferences.thurstone": lambda t: {"data": t.pairs},
     "preferences.read": lambda t: {"source": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
     "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
     "report.policy_figure": lambda t: {"posterior": t.posterior},
@@ -233,7 +237,7 @@ RECORDS = (
 )  # fmt: skip
 """Trees of arrays: JAX rebuilds them from whatever it maps over them, so their constructors take anything."""
 GIVEN = (
-    "ConstrainedPolicy", "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult",
+    "ConstrainedPolicy", "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult", "RewardPosterior",
     "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
 """Classes that only the library instantiates."""

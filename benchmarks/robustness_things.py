@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import bayesrl
-from bayesrl import control, lm, objectives
+from bayesrl import control, lm, objectives, preferences
 from bayesrl.control import bandits
 from bayesrl.control.bandits.simulation import BanditRuns
 from bayesrl.control.exploration.beliefs import BetaBelief
@@ -81,6 +81,11 @@ class Things:
     def model(self) -> control.TabularModel:
         """A model of it, with unknown dynamics."""
         return control.TabularModel.of(self.mdp)
+
+    @cached_property
+    def pairs(self) -> preferences.PreferenceData:
+        """Judgements of three items."""
+        return preferences.PreferenceData.of_pairs([0, 1], [1, 2])
 
     @cached_property
     def learned(self) -> control.LearnResult:

@@ -1,5 +1,9 @@
 """Preferences: judgements of people as data, and posteriors over the rewards behind them."""
 
-from bayesrl.preferences.preference_data import PreferenceData, read
+from bayesrl.preferences.comparison_models import bradley_terry, plackett_luce, thurstone
+from bayesrl.preferences.inference import infer
+from bayesrl.preferences.records.preference_data import PreferenceData
+from bayesrl.preferences.records.record_reading import read
+from bayesrl.preferences.reward_posterior import RewardPosterior
 
-__all__ = ["PreferenceData", "read"]
+__all__ = ["PreferenceData", "RewardPosterior", "bradley_terry", "infer", "plackett_luce", "read", "thurstone"]

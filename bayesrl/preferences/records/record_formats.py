@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayesrl.lm.tokenization.chat_templates import SETTINGS, is_conversation
-from bayesrl.preferences.reading_rows import Row
+from bayesrl.preferences.records.reading_rows import Row
 from bayesrl.value_checks import format_value, is_count, is_integer, is_real, is_valid_text
 
 type Item = dict[str, Any]

@@ -1,0 +1,1 @@
+"""Ways to a posterior of scores: Laplace, quadrature, a full-rank normal guide."""

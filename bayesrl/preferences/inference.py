@@ -1,0 +1,157 @@
+"""`infer`: the posterior of scores, by Laplace, NUTS, SVI or quadrature."""
+
+from typing import Literal
+
+import jax
+import numpy as np
+
+from bayesrl.arguments import Count, CountAboveOne, UnusedOption, checked
+from bayesrl.compilation.random_keys import fold_in
+from bayesrl.diagnostics.tail_behaviour import rank_rhat
+from bayesrl.errors import PreferenceError
+from bayesrl.preferences.engines.cone_quadrature import check_axes, integrate
+from bayesrl.preferences.engines.gaussian_guide import gaussian_guide, gaussian_of
+from bayesrl.preferences.engines.laplace_approximation import (
+    FlatDensity,
+    Gaussian,
+    as_vectors,
+    heavy_draws,
+    laplace,
+    weighted_check,
+)
+from bayesrl.preferences.preference_program import PreferenceModel
+from bayesrl.preferences.reward_posterior import RewardPosterior
+from bayesrl.statistics.estimates import Estimate
+from bayesrl.svi.fitting import fit
+from bayesrl.typing import PRNGKey
+
+type InferenceMethod = Literal["laplace", "nuts", "fit", "quadrature"]
+
+_WEIGHED = 2000
+_MAX_RHAT = 1.05
+_OVERSAMPLED = 20
+_RATE = 0.03
+"""Of Adam at its first step, in units of the prior."""
+
+
+@checked(
+    PreferenceError,
+    UnusedOption("num_warmup", lambda given: given["method"] != "nuts", "only method='nuts' warms up"),
+    UnusedOption("num_chains", lambda given: given["method"] != "nuts", "only method='nuts' runs chains"),
+    UnusedOption("num_steps", lambda given: given["method"] != "fit", "only method='fit' takes steps"),
+)
+def infer(
+    key: PRNGKey,
+    model: PreferenceModel,
+    *,
+    method: InferenceMethod = "laplace",
+    num_samples: CountAboveOne = 1000,
+    num_warmup: Count = 500,
+    num_chains: CountAboveOne = 4,
+    num_steps: Count = 2000,
+) -> RewardPosterior:
+    """Infer what the scores of a preference model may be, given its data.
+
+    Args:
+        key: consumed whole.
+        model: made by `bradley_terry`, `thurstone` or `plackett_luce`.
+        method: "laplace", N(mode, −Hessian⁻¹) by Newton's method, with its error by weighted draws; "nuts"; "fit",
+            `bayesrl.fit` with a full-rank normal guide; or "quadrature", exact, for at most four latent numbers.
+        num_samples: draws to keep; of NUTS, in all chains together.
+        num_warmup: steps of each chain that are thrown away.
+        num_chains: chains of NUTS.
+        num_steps: gradient steps of the fit.
+
+    Returns:
+        `RewardPosterior`.
+
+    Raises:
+        PreferenceError: there is no mode; chains disagree; quadrature would take too many axes.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import preferences
+        >>> data = preferences.PreferenceData.of_pairs([0] * 8 + [1] * 8, [1] * 8 + [2] * 8, [0] * 6 + [1] * 10)
+        >>> posterior = preferences.infer(jax.random.key(0), preferences.bradley_terry(data))
+        >>> int(posterior.p_best.mean.argmax())
+        1
+
+    References:
+        MacKay (1992), "The evidence framework applied to classification networks"; Hoffman & Gelman (2014), "The
+        No-U-Turn sampler"; Vehtari et al. (2024), "Pareto smoothed importance sampling", for k̂.
+    """
+    density = FlatDensity.of(model)
+    rng = np.random.default_rng(np.asarray(jax.random.bits(fold_in(key, 1), (4,))).tolist())
+    if method == "nuts":
+        return _by_nuts(key, density, rng, num_samples, num_warmup, num_chains)
+    if method == "fit":
+        return _by_fit(key, density, rng, num_samples, num_steps)
+    if method == "quadrature":
+        check_axes(density)
+    gaussian, own_evidence = laplace(density)
+    check = weighted_check(density, gaussian, rng, _WEIGHED)
+    if method == "laplace":
+        draws = density.split(gaussian.draw(rng, num_samples))
+        told = {"laplace_log_evidence": own_evidence, "khat": check.khat}
+        return RewardPosterior(model, method, draws, gaussian, check.log_evidence, check.divergence, told)
+    exact = integrate(density, gaussian)
+    proposed, log_q = heavy_draws(gaussian, rng, _OVERSAMPLED * num_samples)
+    log_w = density.many(proposed) - log_q
+    chosen = rng.choice(len(proposed), num_samples, replace=False, p=np.exp(log_w - np.logaddexp.reduce(log_w)))
+    return RewardPosterior(
+        model=model,
+        method=method,
+        draws=density.split(proposed[chosen]),
+        gaussian=None,
+        log_evidence=_exactly(exact.log_evidence),
+        divergence=None,
+        diagnostics={"laplace_log_evidence": own_evidence, "laplace_divergence": float(check.divergence.mean)},
+        exact=exact,
+    )
+
+
+def _exactly(value: float) -> Estimate:
+    return Estimate(np.asarray(value), np.zeros(()))
+
+
+def _by_nuts(
+    key: PRNGKey, density: FlatDensity, rng: np.random.Generator, num_samples: int, num_warmup: int, num_chains: int
+) -> RewardPosterior:
+    from numpyro.infer import MCMC, NUTS
+
+    each = -(-num_samples // num_chains)
+    sampler = MCMC(
+        NUTS(density.model),
+        num_warmup=num_warmup,
+        num_samples=each,
+        num_chains=num_chains,
+        # Parallel chains would need a device each.
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    sampler.run(key)
+    by_chain = {name: np.asarray(values) for name, values in sampler.get_samples(group_by_chain=True).items()}
+    draws = {name: by_chain[name].reshape(-1, *by_chain[name].shape[2:]) for name in density.slices}
+    vectors = as_vectors(density, draws)
+    rhat = max(rank_rhat(column.reshape(num_chains, each)) for column in vectors.T)
+    if not rhat < _MAX_RHAT:
+        raise PreferenceError(
+            f"the chains of NUTS disagree (R-hat {rhat:.2f}); raise num_warmup or num_samples, or lower the prior scale"
+        )
+    gaussian = Gaussian(vectors.mean(0), np.cov(vectors.T).reshape(density.size, density.size))
+    check = weighted_check(density, gaussian, rng, _WEIGHED)
+    told = {"rhat": rhat, "khat": check.khat}
+    return RewardPosterior(density.model, "nuts", draws, None, check.log_evidence, None, told, num_chains=num_chains)
+
+
+def _by_fit(
+    key: PRNGKey, density: FlatDensity, rng: np.random.Generator, num_samples: int, num_steps: int
+) -> RewardPosterior:
+    model = density.model
+    fitted = fit(key, model, guide=gaussian_guide(model), num_steps=num_steps, learning_rate=_RATE, progress=False)
+    programs, params = fitted.unbatched()
+    gaussian = gaussian_of(model, programs.constrain(params))
+    check = weighted_check(density, gaussian, rng, _WEIGHED)
+    draws = density.split(gaussian.draw(rng, num_samples))
+    told = {"khat": check.khat}
+    return RewardPosterior(model, "fit", draws, gaussian, check.log_evidence, check.divergence, told, fit=fitted)
