@@ -7,7 +7,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
-from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
@@ -130,8 +129,10 @@ class Walk:
 
         def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
             cell, walking = carry
-            with handlers.mask(mask=walking):
-                action = numpyro.sample("action", dist.Categorical(logits=logits[cell]))
+            # Who has stopped, stops again: this has probability 1.
+            action = numpyro.sample(
+                "action", dist.Categorical(logits=jnp.where(walking, logits[cell], self.logits[-1]))
+            )
             stops = action == self.dimensions
             bayesrl.reward("log_reward", jnp.where(walking & stops, self.gain[cell], 0.0))
             walking = walking & ~stops

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -49,6 +50,21 @@ class Draws(NamedTuple):
     def from_sites(cls, sites: Mapping[str, Any]) -> "Draws":
         """Make draws from values of sites that nothing has scored yet."""
         return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays under names of their own, for a file."""
+        parts = self._asdict().items()
+        return {f"{part}/{name}": np.asarray(value) for part, values in parts for name, value in values.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> "Draws":
+        """Make draws from what `as_arrays` returned; skip other names."""
+        parts: dict[str, dict[str, Any]] = {part: {} for part in cls._fields}
+        for path, array in arrays.items():
+            part, _, name = path.partition("/")
+            if part in parts:
+                parts[part][name] = array
+        return cls(**parts)
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
         """Sum scores over sites and time, to `shape`, which is [*draws, *contexts]."""

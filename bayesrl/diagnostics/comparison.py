@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.arguments import CountAboveOne, checked
+from bayesrl.arguments import CountAboveOne, Untraced, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Totals
@@ -91,7 +91,7 @@ class Comparison(Displayable):
         )
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: CountAboveOne = 16_384) -> Comparison:
     """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from bayesrl.arguments import CountOrZero, checked, integer_range
+from bayesrl.arguments import CountOrZero, Untraced, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.checks import (
@@ -61,7 +61,7 @@ class Diagnosis(Displayable):
         return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers)
 
 
-@checked(EngineError, *KNOWN)
+@checked(EngineError, *KNOWN, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def diagnose(
     key: PRNGKey,

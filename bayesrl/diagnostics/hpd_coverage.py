@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from bayesrl.argument_types import Requirement
-from bayesrl.arguments import Level, checked, integer_range
+from bayesrl.arguments import Level, Untraced, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.structure import Structure
@@ -120,7 +120,7 @@ class Coverage(Displayable):
         return (Line(self.explanation, self.verdict), self.table(), Line(legend))
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def coverage(
     key: PRNGKey,

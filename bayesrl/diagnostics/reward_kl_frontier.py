@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
+from bayesrl.arguments import CountOrZero, Untraced, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.diagnostics.checks import Check, Outcome, checks_listing
@@ -83,7 +83,7 @@ _SETTLED = (
 )
 
 
-@checked(EngineError, *_SETTLED)
+@checked(EngineError, *_SETTLED, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def frontier(
     key: PRNGKey,

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Positive, checked, integer_range, user_code
+from bayesrl.arguments import Count, Positive, Untraced, checked, integer_range, user_code
 from bayesrl.compilation.jit import to_host
 from bayesrl.compilation.random_keys import key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
@@ -41,7 +41,7 @@ _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
 
 
-@checked(EngineError)
+@checked(EngineError, Untraced("call it outside: it compiles its own programs"))
 def calibrate(
     key: PRNGKey,
     model: Program,

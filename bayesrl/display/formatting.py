@@ -47,7 +47,8 @@ def format_estimate(estimate: Any) -> str:
     if abs(mean) >= 10**6:
         return f"{format_number(mean)} ± {error:.1e}"
     if decimals > 7:
-        return f"{_tiny(mean, decimals)} ± {error:.1e}"
+        shown = f"{mean:.{decimals}f}" if abs(mean) >= 1e-2 else _tiny(mean, decimals)
+        return f"{shown} ± {error:.1e}"
     return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
 
 

@@ -251,7 +251,8 @@ def _expect(
     evidence = solution.value if beta is None else solution.value / beta - marginal
     kl = (mean(lambda stage: stage.likelihood) if beta is None else reward / beta) - evidence
     if other is not None:
-        kl = mean(lambda stage: solution.joint[0] - stage.log_prob("action") - stage.likelihood) + marginal
+        with np.errstate(invalid="ignore"):  # −inf less −inf is nan where p* has no mass, and counts nothing
+            kl = mean(lambda stage: solution.joint[0] - stage.log_prob("action") - stage.likelihood) + marginal
     metrics: dict[str, Any] = {
         name: expectation(weights, [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages])
         for name in sorted(exact)

@@ -175,7 +175,9 @@ def solve_regularized(
             "-inf, so the optimum leaves it out, and the divergence of a policy that leaves out an action of the prior "
             "is infinite; use regularizer='kl', 'chi_squared' or 'jensen_shannon', or a large finite penalty"
         )
-    best = np.where(possible, reward, -np.inf).max(0)
+    # Where f′ is bounded, even a mass too small for double precision may take all, and then there is no root to find.
+    counted = log_reference > -np.inf if regularizer.bounded else possible
+    best = np.where(counted, reward, -np.inf).max(0)
     some = np.isfinite(best)  # contexts without any are refused by their value, -inf
     loss = np.where(possible, (np.where(some, best, 0.0) - reward) / beta, np.inf)
     loss[:, ~some] = 0.0

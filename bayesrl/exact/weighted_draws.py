@@ -142,7 +142,10 @@ class WeightedDraws:
             regularizer_symbol(self.regularizer, self.alpha): None if other is None else other.mean,
             "KL": self.estimates.kl.mean,
             "ESS": self.ess,
+            "TV to p*": None if self.quasi is None else self.quasi.total_variation.mean,
         }
+        if self.regularizer != "kl":
+            parts.append(f"regularizer {self.regularizer}")
         parts += [f"{name} {written(value)}" for name, value in named.items() if value is not None]
         return f"WeightedDraws({', '.join(parts)})"
 

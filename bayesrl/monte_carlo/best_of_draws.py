@@ -313,7 +313,9 @@ def _result(
 
     def stacked(values: Sequence[InfluenceEstimate]) -> Estimate:
         with np.errstate(invalid="ignore"):  # a reward of −∞ has a mean and no standard error
-            errors = [value.se if len(value.influence) > 1 else np.zeros(()) for value in values]
+            # Sums over all values have no draws, and one draw has no spread.
+            few = {0: np.zeros(()), 1: np.full((), np.nan)}
+            errors = [few[num] if (num := len(value.influence)) in few else value.se for value in values]
         return Estimate(np.stack([value.mean for value in values]).reshape(n.shape), np.stack(errors).reshape(n.shape))
 
     rest = [name for name in program.structure.names("metric") if name not in metrics]

@@ -66,7 +66,8 @@ def with_chi_squared_estimates(
         parts = zip(*((x.mean, x.se) for x in (value.over_contexts() for value in values)), strict=True)
         return Estimate(*(np.stack(part).reshape(betas.shape) for part in parts))
 
-    low, high = float(np.min(own / betas.reshape(-1, 1))), float(np.max(own / betas.reshape(-1, 1)))
+    times = own / betas.reshape(-1, 1)
+    ends = dict.fromkeys(f"{end:.3g}" for end in (times.min(), times.max()))
     return replace(
         result,
         log_evidence=None,
@@ -79,7 +80,7 @@ def with_chi_squared_estimates(
             divergence=averaged(divergences),
         ),
         num_accepted=None,  # its probability is no longer exp(log Z − B/β)
-        explanation=f"{result.explanation}; they are exact at {low:.3g} to {high:.3g} times the β asked for",
+        explanation=f"{result.explanation}; they are exact at {' to '.join(ends)} times the β asked for",
         regularizer="chi_squared",
     )
 

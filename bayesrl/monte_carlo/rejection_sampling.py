@@ -141,6 +141,11 @@ def _run(
     rng, left = numpy_generator(accept_key), max_proposals // size
     if linear:
         state.spans, left = chi_squared_spans(state.excess_of(next(proposals)), state.betas), left - 1
+        if (never := np.flatnonzero(np.isinf(state.spans).any(0))).size:
+            raise EngineError(
+                f"all of {size:,} draws of the prior have reward -inf in {never.size} of {state.bound.size} contexts, "
+                "so no multiplier can be found; use bayesrl.enumerate_posterior(...), or large finite penalties"
+            )
     # The pilot decides how many proposals follow, so it is left out of log Z: counting it would bias that.
     pilot = state.take(next(proposals), rng)
     state.excess.clear()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bayesrl.argument_types import Requirement
-from bayesrl.arguments import Count, CountAboveOne, UnitInterval, UnusedOption, checked
+from bayesrl.arguments import Count, CountAboveOne, UnitInterval, Untraced, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
@@ -67,6 +67,7 @@ _ONLY_SEQUENTIAL = "only form='sequential' looks ahead in time"
         for name in ("schedule", "moves", "num_moves")
     ),
     UnusedOption("twist", lambda given: given["form"] == "tempered", _ONLY_SEQUENTIAL),
+    Untraced("call it outside: it compiles its own programs"),
 )
 @trace_cache()
 def smc(

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from numpyro.infer.elbo import ELBO
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
+from bayesrl.errors import ObjectiveError
 from bayesrl.statistics.definitions import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -87,6 +89,19 @@ class Objective(ELBO):
         """
         return {}
 
+    def for_source(self, source: Any) -> "Objective":
+        """Return the objective for draws that a source makes in its place.
+
+        Raises:
+            ObjectiveError: it would be biased on such draws.
+        """
+        if getattr(source, "off_policy", False) and not self.weighs_behaviour:
+            raise ObjectiveError(
+                f"{type(self).__name__} learns from draws of the present policy, and {type(source).__name__} gives "
+                "draws of others; use objective=TrajectoryBalance(), whose optimum is p* whoever drew"
+            )
+        return self
+
     @abstractmethod
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "Objective":
         """Refuse options that would be biased for these programs, and resolve the options left to `auto`.
@@ -129,6 +144,26 @@ class Objective(ELBO):
         # β is 1 here, because `tilt` has divided the rewards by it.
         value, _ = ready.evaluate(rng_key, param_map, programs, 1.0)
         return {"loss": value * structure.num_contexts, "mutable_state": None}
+
+
+def without_enumeration[O: Any](objective: O) -> O:
+    """Return an objective that enumerates no site, for draws of a source.
+
+    Raises:
+        ObjectiveError: the user asked it to enumerate sites.
+    """
+    if objective.enumerated not in ("auto", ()):
+        raise ObjectiveError(
+            f"{type(objective).__name__}(enumerated={objective.enumerated!r}) runs all values of these sites, and a "
+            "source draws them; leave enumerated= or source= out"
+        )
+    changed: O = replace(objective, enumerated=())
+    return changed
+
+
+def draws_of_its_own(objective: str, why: str) -> ObjectiveError:
+    """Make the error of an objective that cannot learn from draws of a source."""
+    return ObjectiveError(f"{objective} {why}, so it makes its own draws; leave source= out")
 
 
 def guide_params(params: Params) -> Params:

@@ -1,7 +1,7 @@
 """Distillation of the best of n: forward KL to the law of the best of n draws of the prior."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Never
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bayesrl.core.draws import Draws, total
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.base import Info, Objective, draws_of_its_own, info_from_draws
 from bayesrl.statistics.best_of_n_law import subset_shares
 from bayesrl.typing import Params, PRNGKey
 
@@ -63,6 +63,10 @@ class BestOfN(Objective):
                 f"BestOfN got num_particles={self.num_particles}, from which no {self.n} can be drawn; "
                 f"use num_particles of at least n={self.n}"
             )
+
+    def for_source(self, source: Any) -> Never:
+        """Refuse draws of a source; see `Objective.for_source`."""
+        raise draws_of_its_own("BestOfN", "ranks draws of the prior")
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "BestOfN":
         """Refuse programs without a best draw; see `Objective.prepare`."""

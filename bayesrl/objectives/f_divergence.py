@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Never
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from bayesrl.compilation.jit import closure_jit, has_tracers
 from bayesrl.core.draws import Draws, total
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, count_nonfinite, info_from_draws
+from bayesrl.objectives.base import Info, Objective, count_nonfinite, draws_of_its_own, info_from_draws
 from bayesrl.objectives.forward_kl import draw_with_prior, relative_to_mixture
 from bayesrl.objectives.generators import Generator, GeneratorName, make_generator
 from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
@@ -134,6 +134,10 @@ class FDivergence(Objective):
         order = "" if self.alpha is None else f" of order {self.alpha:g}"
         return f"the divergence {self.generator!r}{order}"
 
+    def for_source(self, source: Any) -> Never:
+        """Refuse draws of a source; see `Objective.for_source`."""
+        raise draws_of_its_own("FDivergence", "weighs draws of a mixture of guide and prior")
+
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "FDivergence":
         """Refuse programs without p* and infinite divergences; see `Objective.prepare`."""
         structure = programs.structure
@@ -166,12 +170,6 @@ class FDivergence(Objective):
         if self._ready().enumerated:
             return self._enumerated_surrogate(draws, programs, beta)
         from_guide, _ = self._split
-        given = len(next(iter(draws.log_q.values())))
-        if given != self.num_particles:
-            raise ObjectiveError(
-                f"FDivergence(num_particles={self.num_particles}) got {given} draws of a source, which do not come "
-                "from its mixture of guide and prior; leave source= out"
-            )
         shape = (self.num_particles, *programs.structure.context_shape)
         totals = lax.stop_gradient(draws.totals(shape))
         tempered = totals.reward / beta + totals.log_likelihood

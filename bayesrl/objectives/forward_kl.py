@@ -1,7 +1,7 @@
 """Forward KL by self-normalised weights: it covers modes, allows rewards of −inf, and has no noise at the optimum."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Never
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from bayesrl.core.draws import Draws, total
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, count_nonfinite, info_from_draws
+from bayesrl.objectives.base import Info, Objective, count_nonfinite, draws_of_its_own, info_from_draws
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -55,6 +55,10 @@ class ForwardKL(Objective):
     def refuses_impossible(self) -> str:
         """Why rewards of −inf are refused: they are not."""
         return ""
+
+    def for_source(self, source: Any) -> Never:
+        """Refuse draws of a source; see `Objective.for_source`."""
+        raise draws_of_its_own("ForwardKL", "weighs draws of a mixture of guide and prior")
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ForwardKL":
         """Refuse environment sites; see `Objective.prepare`."""

@@ -1,7 +1,7 @@
 """NumPyro's own ELBOs as objectives of a fit."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 import jax.numpy as jnp
 from jax import Array
@@ -39,6 +39,10 @@ class NumPyroELBO(Objective):
 
     elbo: numpyro_elbo.ELBO
     num_particles: Count = 16
+
+    def for_source(self, source: Any) -> Never:
+        """Refuse draws of a source; see `Objective.for_source`."""
+        raise self._cannot_score()
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "NumPyroELBO":
         """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
@@ -83,7 +87,13 @@ class NumPyroELBO(Objective):
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Refuse: a stock ELBO cannot score draws that it did not make."""
-        raise ObjectiveError(f"{type(self.elbo).__name__} cannot score given draws; use ReverseKL() or ForwardKL()")
+        raise self._cannot_score()
+
+    def _cannot_score(self) -> ObjectiveError:
+        return ObjectiveError(
+            f"{type(self.elbo).__name__} makes its own draws and cannot score those of a source; leave source= out, or "
+            "use ReverseKL()"
+        )
 
     def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Return the ELBO's own loss, in nats per context."""

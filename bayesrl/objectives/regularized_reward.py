@@ -11,7 +11,7 @@ from bayesrl.compilation.jit import has_tracers
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.base import Info, Objective, info_from_draws, without_enumeration
 from bayesrl.objectives.f_divergence import refuse_narrow_guide
 from bayesrl.objectives.generators import Generator, estimand_of, regularizer_generator
 from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
@@ -85,6 +85,11 @@ class RegularizedReward(Objective):
         estimand = estimand_of(self.regularizer, self.alpha)
         assert estimand is not None
         return estimand(x)
+
+    def for_source(self, source: Any) -> "RegularizedReward":
+        """Enumerate no site, since a source draws; see `Objective.for_source`."""
+        super().for_source(source)
+        return without_enumeration(self)
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "RegularizedReward":
         """Refuse programs for which J is not defined, and infinite divergences; see `Objective.prepare`."""

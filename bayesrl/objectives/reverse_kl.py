@@ -14,7 +14,7 @@ from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.base import Info, Objective, info_from_draws, without_enumeration
 from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
 from bayesrl.typing import Params, PRNGKey
 
@@ -63,6 +63,16 @@ class ReverseKL(Objective):
     baseline: Baseline = "regression"
     enumerated: tuple[str, ...] | Literal["auto"] = "auto"
     plan: GradientPlan | None = field(default=None, repr=False, compare=False)
+
+    def for_source(self, source: Any) -> "ReverseKL":
+        """Enumerate no site and take no pathwise gradient, since a source draws; see `Objective.for_source`."""
+        super().for_source(source)
+        if self.estimator == "pathwise":
+            raise ObjectiveError(
+                "estimator='pathwise' differentiates through the draws, and a source gives their values alone; use "
+                "estimator='auto'"
+            )
+        return replace(without_enumeration(self), estimator="score")
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ReverseKL":
         """Choose a gradient estimator for each site; see `Objective.prepare`."""

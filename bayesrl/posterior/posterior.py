@@ -26,9 +26,10 @@ from bayesrl.posterior.marginal import log_marginal
 from bayesrl.posterior.regularized import divergence_of
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.summary import summary_blocks
-from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
+from bayesrl.statistics.averages import kept_estimates, kept_marginal, library_of, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays
+from bayesrl.value_checks import is_traced
 
 _OF_MARGINAL = 2**30  # the number to fold a key with for log p(y)
 
@@ -224,7 +225,7 @@ class Posterior(Displayable):
         missing = [name for name in latent if name not in sites]
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
-        held = {name: np.asarray(value) for name, value in sites.items()}
+        held = {name: value if is_traced(value) else np.asarray(value) for name, value in sites.items()}
         for name in latent:
             wanted = programs.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
@@ -234,7 +235,8 @@ class Posterior(Displayable):
                 )
         with trace_cache():
             found = [score_draws(programs, params, held) for params in self._lanes()]
-        scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
+        library = library_of(found)
+        scores: Totals = jax.tree.map(lambda *xs: library.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
             return scores
         axis = len(self._fit_shape) - 1

@@ -59,6 +59,8 @@ def score_draws(programs: Programs, params: Params, sites: Mapping[str, Any]) ->
     """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
     if (sampler := _guide_sampler(programs, params)) is not None:
         return sampler.score(programs, params, sites)
+    if has_tracers((params, sites)):
+        return _score.fn(_static(programs), dict(programs.transforms), programs.args, params, dict(sites))
     held = {name: np.asarray(value) for name, value in sites.items()}
     num, batch = len(next(iter(held.values()))), batch_of(programs.structure)
     run, parts = None, []
@@ -149,7 +151,9 @@ A source may have more members. `lane(i)` returns the source for the i-th of sev
 `episodes(key, params, programs, num)` plays whole episodes and returns (Draws, Totals), if the environment is not a
 program. The fit calls `close()` when it ends, even by an error. `remaining_updates` is how many more updates the last
 draws serve; the fit makes that many at once, and reports them by `count_updates(count)`. `one_batch` says that all
-draws of one call have the same mini-batch.
+draws of one call have the same mini-batch. `off_policy` says that draws may be of other policies than the present one,
+which only some objectives can learn from. `save_state()` returns arrays by name for a checkpoint, and
+`restore_state(arrays)` takes them back when the run resumes.
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.arguments import Location, UnusedOption, checked
+from bayesrl.arguments import Location, Untraced, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.diagnosis import Diagnosis
@@ -38,6 +38,7 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
         UnusedOption(name, lambda given: _own_report(given["posteriors"]) is not None, "it is of fits alone")
         for name in ("held_out", "gold", "diagnoses", "frontiers")
     ),
+    Untraced("call it outside: it compiles its own programs"),
 )
 @trace_cache()
 def write_report(

@@ -22,6 +22,7 @@ from bayesrl.run_folder.arrays import (
     fits_in as fits_in,
     history_in as history_in,
     load_checkpoint as load_checkpoint,
+    load_memories as load_memories,
     read_arrays as read_arrays,
     read_checkpoint as read_checkpoint,
     read_draws as read_draws,

@@ -12,7 +12,15 @@ from bayesrl.errors import RunFolderError
 from bayesrl.files.digests import STAMP, blank, stamped
 from bayesrl.files.regular_files import read_file, write_file
 from bayesrl.run_folder import earlier_formats
-from bayesrl.run_folder.json_files import ANEW, begun_problem, check_stamp, problem_of, stored_digest, stored_problem
+from bayesrl.run_folder.json_files import (
+    ANEW,
+    begun_problem,
+    check_stamp,
+    is_begun,
+    problem_of,
+    stored_digest,
+    stored_problem,
+)
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
@@ -21,14 +29,16 @@ LEARNED = ("episode", "return", "discounted", "length", "regret", "p_optimal", "
 """The columns that every history has."""
 
 
-def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
-    """Write state and history as one file, atomically."""
+def save_checkpoint(
+    folder: Path, state: Any, history: Mapping[str, np.ndarray], memories: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write state, history and what the sources of draws remember as one file, atomically."""
     import jax
 
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     arrays = {f"state{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
     arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
-    save_arrays(folder, arrays)
+    save_arrays(folder, arrays | {f"memory/{name}": array for name, array in (memories or {}).items()})
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -79,6 +89,17 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
             )
         restored.append(jax.device_put(array))
     return jax.tree.unflatten(treedef, restored), history_in(directory, arrays, problem)
+
+
+def load_memories(directory: str | Path) -> dict[str, np.ndarray]:
+    """Read what the sources of draws remembered at the checkpoint; nothing without a checkpoint.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    arrays = read_checkpoint(directory) if is_begun(directory) else None
+    lead = "memory/"
+    return {name.removeprefix(lead): array for name, array in (arrays or {}).items() if name.startswith(lead)}
 
 
 def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:

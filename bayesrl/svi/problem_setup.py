@@ -75,7 +75,8 @@ def set_up(
     rate = None if family is None else family.learning_rate_for(first)
     drawings = draw_and_check(key, programs, first, by_hand=family is None) if drawn else None
     own = objective.init_params(fold_in(key, 9), programs)
-    ready = objective.prepare(fold_in(key, 2), programs, {**first, **own})
+    suited = objective if source is None else objective.for_source(source)
+    ready = suited.prepare(fold_in(key, 2), programs, {**first, **own})
     if drawings is not None:
         _check_rewards(drawings[0], ready)
     starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -14,6 +14,15 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
 from bayesrl.typing import Params, PRNGKey, SiteArrays
+
+_MOST_KEPT = 2**28
+"""The most bytes of a memory that a checkpoint holds."""
+
+_DISCRETE, _CONTINUOUS = ("biu", np.int32, "whole"), ("biuf", np.float32, "real")
+"""The kinds of stored numbers that may be values of a site, the least type that they get, and a word for them."""
+
+_STORED = "stored"
+"""The name of the number of stored draws in a checkpoint."""
 
 _CLOSE = 1e-3
 """How far scores of stored draws may be off, relative to their size, nats."""
@@ -27,7 +36,8 @@ class ReplayDraws:
     Replayed draws are of another policy than the present one, so use an objective whose fixed point does not depend on
     who drew: `TrajectoryBalance`. A replayed draw of rank r by total reward is chosen with probability ∝ r^(−priority).
     With stored data alone (`replay_fraction=1`), no draw is ever one of the fitted policy; p* is then found where
-    the data reach every x that it holds.
+    the data reach every x that it holds. A run folder keeps the memory with each checkpoint, so that a run resumes bit
+    for bit; a memory of more than 256 MiB is not kept, and then starts anew.
 
     Args:
         num_particles: draws of a batch, for each context.
@@ -41,6 +51,7 @@ class ReplayDraws:
     Raises:
         FitError: an option is out of range; on use, if stored data lack a site, have another shape, have probability 0
             under the policy or the guide, or are draws of another policy; or if the program has mini-batches.
+        ObjectiveError: on use, the objective learns from draws of the present policy alone.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -66,6 +77,7 @@ class ReplayDraws:
     stored: SiteArrays | Draws | None = field(default=None, repr=False)
     _memory: Draws | None = field(default=None, init=False, repr=False)
     _kept: int = field(default=0, init=False, repr=False)
+    off_policy: ClassVar[bool] = True
     _draw: Callable[..., Draws] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -148,6 +160,17 @@ class ReplayDraws:
         weights = ranks**-self.priority
         return rng.choice(held, size=num, p=weights / weights.sum())
 
+    def save_state(self) -> dict[str, np.ndarray]:
+        """Return the memory for a checkpoint; see `Source`."""
+        arrays = {} if self._memory is None else self._memory.as_arrays()
+        if sum(array.nbytes for array in arrays.values()) > _MOST_KEPT:
+            return {}
+        return arrays and arrays | {_STORED: np.asarray(self._kept)}
+
+    def restore_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put back what `save_state` returned."""
+        self._memory, self._kept = Draws.from_arrays(arrays), int(arrays[_STORED])
+
     def close(self) -> None:
         """Forget the memory, and the program that drew it."""
         self._memory, self._draw, self._kept = None, None, 0
@@ -177,11 +200,14 @@ def scored_data(stored: SiteArrays | Draws, params: Params, programs: Programs) 
         value = np.asarray(values[name])
         shape = structure[name].shape
         if value.ndim == 0 or value.shape[1:] != shape or len(value) == 0 or len(value) != (num or len(value)):
+            wanted = ", ".join(["draws", *map(str, shape)])
             raise FitError(
-                f"the stored draws of site {name!r} have shape {value.shape}; pass [draws, *{shape}], as many for "
-                "every site"
+                f"the stored draws of site {name!r} have shape {value.shape}; pass [{wanted}], as many for every site"
             )
-        sites[name], num = value, len(value)
+        kinds, drawn_as, numbers = _DISCRETE if structure[name].discrete else _CONTINUOUS
+        if value.dtype.kind not in kinds:
+            raise FitError(f"the stored draws of site {name!r} are {value.dtype}; pass {numbers} numbers")
+        sites[name], num = value.astype(np.promote_types(value.dtype, drawn_as)), len(value)
     found = _bare(to_host(trace_once(programs.score, name="score_stored")(params, Draws.from_sites(sites))))
     _check_probable(found, "stored draws")
     if given is None:

@@ -1,8 +1,10 @@
 """Sources whose draws serve several updates, for `bayesrl.fit(source=...)`: `ReuseDraws` and its base class."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.compilation.jit import trace_once
@@ -11,6 +13,9 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
 from bayesrl.typing import Params, PRNGKey
+
+_SERVED = "served"
+"""The name of the number of updates that a batch has served, in a checkpoint."""
 
 
 class BatchSource(abc.ABC):
@@ -85,6 +90,16 @@ class ReuseDraws(BatchSource):
                 lambda key, params: programs.draw(key, params, self.num_particles, share=share), name="draw_batch"
             )
         return self._draw(as_hash_key(key), params)
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """Return the batch for a checkpoint, if it serves more updates; see `Source`."""
+        if self._batch is None or self.remaining_updates <= 0:
+            return {}
+        return self._batch.as_arrays() | {_SERVED: np.asarray(self._served)}
+
+    def restore_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put back what `save_state` returned."""
+        self._batch, self._served = Draws.from_arrays(arrays), int(arrays[_SERVED])
 
     def close(self) -> None:
         """Forget the batch, and the program that drew it."""

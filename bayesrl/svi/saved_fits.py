@@ -170,7 +170,8 @@ def resume(
         guide: as in the fit, if it was hand-written.
         objective: as in the fit, if it was not one of `bayesrl.objectives`.
         optimizer: as in the fit, if you passed one.
-        source: as in the fit, if you passed one; the run then does not continue bit for bit.
+        source: as in the fit, if you passed one; the run then continues bit for bit only if the source keeps a memory
+            in the checkpoint, as `ReuseDraws` and `ReplayDraws` do.
         callback: as in `fit`.
         progress: as in `fit`.
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class TrainingLoop:
             chunk: the `chunk()` of an earlier run with the same setup and optimiser, to save its compilation.
         """
         state, rows = self.restore(self.start())
+        self._recall()
         if self.folder is not None and self.problem is not None:
             run_folder.save_problem(self.folder, self.problem)
         lanes = self.setup.betas.shape[0]
@@ -188,21 +189,27 @@ class TrainingLoop:
 
     def chunk(self) -> Chunk:
         """Return the function that takes a chunk of steps; it compiles at its first call."""
-        source = self.source
+        if self._sources:
+            return self._host_chunk(self._sources)
+        return trace_once(run_chunk, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
+
+    @cached_property
+    def _sources(self) -> list[Any]:
+        """The makers of draws, one for each lane; none if the objective itself draws."""
+        source: Any = self.source
         if source is None:
             # The compilation cache does not store programs that call Python, so such a guide may draw outside the step.
             sampler = getattr(self.setup.programs.guide, "sampler", None)
             source = None if sampler is None else sampler.source(self.setup.programs, self.setup.objective)
-        if source is not None:
-            return self._host_chunk(source)
-        return trace_once(run_chunk, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
-
-    def _host_chunk(self, source: Source) -> Chunk:
-        """Return a function that takes a chunk of steps on draws that the source makes on the host."""
-        programs = self.setup.programs
+        if source is None:
+            return []
         for_lane = getattr(source, "lane", lambda _: source)
-        sources: list[Any] = [source, *map(for_lane, range(1, len(self.setup.betas)))]
-        one_batch = bool(getattr(source, "one_batch", False))
+        return [source, *map(for_lane, range(1, len(self.setup.betas)))]
+
+    def _host_chunk(self, sources: list[Any]) -> Chunk:
+        """Return a function that takes a chunk of steps on draws that the sources make on the host."""
+        programs = self.setup.programs
+        one_batch = bool(getattr(sources[0], "one_batch", False))
 
         def one(lane: State, draws: Draws) -> tuple[FitState, StepInfo]:
             new, info = step_on_draws(lane, draws, one_batch=one_batch)
@@ -259,9 +266,28 @@ class TrainingLoop:
             for i in range(len(history.get("step", ())))
         ]
 
+    @property
+    def _remembering(self) -> list[Any]:
+        return [own for own in self._sources if callable(getattr(own, "save_state", None))]
+
+    def _recall(self) -> None:
+        """Give the sources of an interrupted run back what they remembered."""
+        remembering = self._remembering
+        memories = run_folder.load_memories(self.folder) if self.folder is not None and remembering else {}
+        for i, own in enumerate(remembering):
+            lead = f"{i}/"
+            held = {name.removeprefix(lead): array for name, array in memories.items() if name.startswith(lead)}
+            if held:
+                own.restore_state(held)
+
     def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:
         if self.folder is not None:
-            run_folder.save_checkpoint(self.folder, state.train, stack(rows))
+            memories = {
+                f"{i}/{name}": array
+                for i, own in enumerate(self._remembering)
+                for name, array in own.save_state().items()
+            }
+            run_folder.save_checkpoint(self.folder, state.train, stack(rows), memories)
 
     def _stop(self, state: State, sums: StepInfo, rows: list[dict[str, np.ndarray]]) -> bool:
         """Decide whether to end early.

@@ -124,6 +124,8 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
         (format_number(INF), "∞"),
         (format_number(0.0), "0"),
         (format_estimate(Estimate(1.23456, 0.012)), "1.235 ± 0.012"),  # type: ignore[arg-type]
+        (format_estimate(Estimate(-1.04982212, 2.5e-9)), "-1.0498221200 ± 2.5e-09"),  # type: ignore[arg-type]
+        (format_estimate(Estimate(1.2e-5, 2.5e-9)), "1.20000e-05 ± 2.5e-09"),  # type: ignore[arg-type]
         (format_estimate(Estimate(1.23456, 0.0)), "1.235"),  # type: ignore[arg-type]
         (format_estimate(Estimate(1.23456, NAN)), "1.235 ± —"),  # type: ignore[arg-type]
         (format_estimate(Estimate(INF, NAN)), "∞"),  # type: ignore[arg-type]

@@ -224,3 +224,13 @@ def test_an_optimum_of_another_regularizer_is_no_target_of_a_fit() -> None:
     ):
         refuse_other_regularizer(target, "coverage asks for")
     refuse_other_regularizer(bayesrl.enumerate_posterior(bandit, ARMS, beta=1.0), "coverage asks for")
+
+
+def test_a_prior_mass_below_double_precision_is_no_mass_at_all_only_where_it_could_take_none() -> None:
+    """At mass e^−800 the best arm takes nearly all under Jensen–Shannon, and next to nothing under χ²."""
+    logits, payoff = jnp.array([[0.0, -800.0]]), jnp.array([[0.0, 1.0]])
+    for name in ("jensen_shannon", "forward_kl"):
+        with pytest.raises(EngineError, match=r"no root λ in double precision.*of prior mass 0;"):
+            bayesrl.enumerate_posterior(arms, logits, payoff, beta=0.3, regularizer=name)
+    result = bayesrl.enumerate_posterior(arms, logits, payoff, beta=0.3, regularizer="chi_squared")
+    np.testing.assert_allclose(np.exp(result.log_weights[:, 0]), [1, 0])

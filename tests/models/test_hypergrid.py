@@ -69,6 +69,8 @@ def test_trajectory_balance_learns_the_law_of_8_by_8(objective: Any) -> None:
     fitted = bayesrl.fit(jax.random.key(0), problem.policy, beta=1.0, progress=False, **options)
     actions, ends = walks(2, 8)
     scores = np.asarray(fitted.log_prob({"action": jnp.asarray(actions)})[0], float)
+    stops = np.cumsum(fitted.draws["action"] == 2, -1) > 0
+    assert (fitted.draws["action"][stops] == 2).all(), "who has stopped does nothing else"
     found, law = np.bincount(ends, np.exp(scores)), published_reward(2, 8)
     assert np.abs(1 / 64 - law / law.sum()).sum() > 0.5, "the prior is far from it"
     assert np.abs(found - law / law.sum()).sum() < 1e-3

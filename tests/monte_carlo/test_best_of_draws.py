@@ -163,6 +163,7 @@ def test_one_draw_is_the_prior() -> None:
         assert found.kl.mean == found.kl_bound == 0
         assert np.isinf(found.beta)
         assert abs(found.best_reward.mean - found.reward.mean) < 1e-6
+        assert np.isnan(best_of(KEY, bandit, n=1, num_samples=1, max_count=count).reward.se) == (count == 0)
         assert abs(found.reward.mean - 0.5) <= 4.5 * found.reward.se + 1e-6  # 7e-6 false alarms
 
 

@@ -122,3 +122,12 @@ def test_bad_input() -> None:
             rejection(KEY, bandit, beta=1.0, regularizer="chi_squared", **option)
     with pytest.raises(EngineError, match=r"above reward_bound=0\.5"):
         rejection(KEY, bandit, beta=1.0, regularizer="chi_squared", reward_bound=0.5)
+
+
+def test_a_context_without_a_possible_draw_is_told() -> None:
+    def never() -> None:
+        with numpyro.plate("n", 2) as n:
+            bayesrl.reward("r", jnp.log(1.0 * n) * numpyro.sample("x", dist.Bernoulli(1.0)))
+
+    with pytest.raises(EngineError, match=r"have reward -inf in 1 of 2 contexts, so no multiplier"):
+        rejection(KEY, never, beta=1.0, regularizer="chi_squared", reward_bound=0.0)

@@ -15,7 +15,9 @@ from numpyro import handlers
 
 import bayesrl
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.objectives import ClippedKL, ReverseKL
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives import BestOfN, ClippedKL, FDivergence, ForwardKL, RegularizedReward, ReverseKL
+from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 
 UPDATES, PARTICLES, BETA = 3, 256, 0.5
 
@@ -105,3 +107,44 @@ def test_the_history_is_of_the_policy_that_drew(program: Callable[[], None], obj
     if program is not with_data:  # π₀ is what the guide starts at
         assert np.abs(told["kl"][:UPDATES]).max() < 1e-5
     assert told["kl"].min() > -1e-4
+
+
+def mixed() -> None:
+    arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    bayesrl.reward("payoff", jnp.array([0.0, 1.0, 3.0])[arm] + x)
+
+
+def test_objectives_of_the_fit_learn_from_a_source_by_scores() -> None:
+    """Of their own draws they would enumerate the arm and differentiate through x: a source gives values alone."""
+    options: dict[str, Any] = {"beta": BETA, "num_steps": 300, "progress": False}
+    source = bayesrl.ReuseDraws(num_updates=1)
+    fitted = bayesrl.fit(jax.random.key(0), mixed, source=source, **options)
+    optimum = BETA * np.log(np.mean(np.exp([0, 1 / BETA, 3 / BETA]))) + 1 / (2 * BETA)
+    told = fitted.estimate(jax.random.key(1), 4000).objective
+    # At the optimum all draws have the same w, so that only what the fit has left shows.
+    assert abs(float(told.mean[0]) - optimum) < 5 * float(told.se[0]) + 5e-3
+    objective = RegularizedReward("chi_squared")
+    other = bayesrl.fit(jax.random.key(0), bandit, objective=objective, source=source, **options)
+    best = bayesrl.enumerate_posterior(bandit, beta=BETA, regularizer="chi_squared").optimum
+    told = other.estimate(jax.random.key(1), 4000).objective
+    assert abs(float(told.mean[0]) - float(best)) < 5 * float(told.se[0]) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (ForwardKL(), "ForwardKL weighs draws of a mixture of guide and prior, so it makes its own draws"),
+        (FDivergence("jensen_shannon"), "FDivergence weighs draws of a mixture"),
+        (BestOfN(4), "BestOfN ranks draws of the prior"),
+        (NumPyroELBO(numpyro.infer.TraceGraph_ELBO()), "TraceGraph_ELBO makes its own draws"),
+        (ReverseKL(enumerated=("arm",)), r"ReverseKL\(enumerated=\('arm',\)\) runs all values"),
+        (RegularizedReward("chi_squared", enumerated=("arm",)), "leave enumerated= or source= out"),
+        (ReverseKL(estimator="pathwise"), "estimator='pathwise' differentiates through the draws"),
+    ],
+)
+def test_objectives_that_make_their_own_draws_refuse_a_source(objective: Any, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        bayesrl.fit(
+            jax.random.key(0), bandit, beta=BETA, objective=objective, source=bayesrl.ReuseDraws(), progress=False
+        )

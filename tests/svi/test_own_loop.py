@@ -317,10 +317,38 @@ def test_set_up_is_refused_where_numbers_are_not_known(around: Any) -> None:
         lambda beta: bayesrl.enumerate_posterior(bandit, beta=beta).optimum,
         lambda beta: bayesrl.importance(KEY, bandit, beta=beta).log_evidence.mean,
         lambda beta: bayesrl.rejection(KEY, bandit, beta=beta).log_evidence.mean,
+        lambda beta: bayesrl.smc(KEY, bandit, beta=beta).log_evidence.mean,
     ]
     for engine in engines:
         with pytest.raises(EngineError, match=r"cannot run inside of jax\.jit, vmap or grad.*call it outside"):
             around(engine)(beta)
+
+
+@pytest.mark.parametrize("around", [jax.jit, jax.vmap], ids=lambda fn: fn.__name__)
+def test_what_judges_a_fit_is_refused_where_its_key_is_not_known(around: Any, tmp_path: Any) -> None:
+    posterior = bayesrl.Posterior.at(bandit, table_guide, probabilities(), beta=BETA)
+    key = jax.random.split(KEY, 2) if around is jax.vmap else KEY
+    target = bayesrl.enumerate_posterior(bandit, beta=BETA)
+    judges: dict[str, Any] = {
+        "evidence": lambda key: bayesrl.evidence(key, posterior),
+        "diagnose": lambda key: bayesrl.diagnose(key, posterior),
+        "compare": lambda key: bayesrl.compare(key, {"a": posterior, "b": posterior}),
+        "frontier": lambda key: bayesrl.frontier(key, posterior),
+        "coverage": lambda key: bayesrl.coverage(key, posterior, target),
+        "calibrate": lambda key: bayesrl.calibrate(key, bandit),
+        "write_report": lambda key: bayesrl.write_report(key, tmp_path / "report.html", posterior),
+    }
+    for name, judge in judges.items():
+        with pytest.raises((EngineError, PolicyError), match=f"{name} cannot run inside of jax.jit.*call it outside"):
+            around(judge)(key)
+
+
+def test_a_posterior_scores_inside_of_jit() -> None:
+    posterior = bayesrl.Posterior.at(bandit, table_guide, probabilities(), beta=BETA)
+    arms = jnp.arange(4)
+    scores = jax.jit(lambda arms: posterior.log_prob({"arm": arms}))(arms)
+    np.testing.assert_allclose(scores, posterior.log_prob({"arm": arms}), rtol=1e-6)
+    np.testing.assert_allclose(np.exp(scores[0]), probabilities()["probs"], rtol=1e-5)
 
 
 def test_set_up_is_refused_under_jit_without_a_traced_argument() -> None:

@@ -1,5 +1,6 @@
 """Draws from a memory and stored data: the fit is p* whoever drew, and data of another policy are refused."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
+from bayesrl import run_folder
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
-from bayesrl.errors import FitError
+from bayesrl.errors import FitError, ObjectiveError
 from bayesrl.objectives import TrajectoryBalance
+from bayesrl.svi import replayed_draws
 
 MEANS = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 BETA = 0.1
@@ -95,8 +98,10 @@ def drawn(program: Any) -> Draws:
     [
         (bandit, {"leg": np.arange(5)}, "hold site 'leg', which the policy does not draw: they are of another policy"),
         (bandit, {}, "lack site 'arm'"),
-        (bandit, {"arm": np.zeros((4, 2), int)}, r"have shape \(4, 2\)"),
+        (bandit, {"arm": np.zeros((4, 2), int)}, r"have shape \(4, 2\); pass \[draws\], as many"),
         (bandit, {"arm": np.zeros(0, int)}, "have shape"),
+        (bandit, {"arm": np.array([0.5, 1.0])}, "of site 'arm' are float64; pass whole numbers"),
+        (bandit, {"arm": np.array([None])}, "of site 'arm' are object; pass whole numbers"),
         (gap_in_prior, {"arm": np.array([0, 2])}, "the policy gives 1 of 2 stored draws probability 0 at site 'arm'"),
     ],
 )
@@ -157,3 +162,53 @@ def test_mini_batches_are_refused() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FitError, match=message):
         bayesrl.ReplayDraws(**options)
+
+
+def test_yes_and_no_are_numbers() -> None:
+    programs = Programs(bandit, bandit, inspect(jax.random.key(0), bandit), (), {})
+    source = bayesrl.ReplayDraws(replay_fraction=1.0, stored={"arm": np.array([False, True])})
+    assert set(np.unique(source(jax.random.key(0), {}, programs).sites["arm"])) == {0, 1}
+
+
+def test_objectives_of_the_present_policy_refuse_a_memory() -> None:
+    with pytest.raises(ObjectiveError, match="ReverseKL learns from draws of the present policy, and ReplayDraws"):
+        bayesrl.fit(jax.random.key(0), bandit, beta=BETA, source=bayesrl.ReplayDraws(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("source", "objective"),
+    [
+        (bayesrl.ReplayDraws(8, capacity=40, stored={"arm": np.arange(5)}, priority=1.0), TrajectoryBalance()),
+        (bayesrl.ReuseDraws(8, num_updates=7), bayesrl.objectives.ClippedKL(8)),
+    ],
+)
+def test_a_run_resumes_with_its_memory(source: Any, objective: Any, tmp_path: Path) -> None:
+    """Two lanes with memories of their own, cut within a batch that serves 7 updates: bit for bit as uncut."""
+    options: dict[str, Any] = {"objective": objective, "source": source, "num_steps": 40, "progress": False}
+    betas, folder = jnp.array([BETA, 1.0]), tmp_path / "run"
+
+    def cut(row: Any) -> bool:
+        return bool(row["step"] == 17)
+
+    bayesrl.fit(jax.random.key(0), bandit, beta=betas, directory=folder, callback=cut, **options)
+    held = run_folder.load_memories(folder)
+    assert {name.split("/")[0] for name in held} == {"0", "1"}
+    resumed = bayesrl.resume(folder, bandit, objective=objective, source=source, progress=False)
+    whole = bayesrl.fit(jax.random.key(0), bandit, beta=betas, **options)
+    for name in whole.history:
+        np.testing.assert_array_equal(resumed.history[name], whole.history[name], err_msg=name)
+    np.testing.assert_array_equal(resumed.params["arm$table"], whole.params["arm$table"])
+
+
+def test_a_memory_too_large_for_a_checkpoint_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs(bandit, bandit, inspect(jax.random.key(0), bandit), (), {})
+    source = bayesrl.ReplayDraws(8)
+    assert source.save_state() == {}
+    source(jax.random.key(0), {}, programs)
+    kept = source.save_state()
+    assert len(kept["sites/arm"]) == 4
+    monkeypatch.setattr(replayed_draws, "_MOST_KEPT", 10)
+    assert source.save_state() == {}
+    again = bayesrl.ReplayDraws(8)
+    again.restore_state(kept)
+    np.testing.assert_array_equal(again._memory.sites["arm"], kept["sites/arm"])  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
+from bayesrl.arguments import CountOrZero, Untraced, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
@@ -59,7 +59,7 @@ KNOWN = tuple(
 """Options that are unused if the optimum is known."""
 
 
-@checked(EngineError, *KNOWN)
+@checked(EngineError, *KNOWN, Untraced("call it outside: it compiles its own programs"))
 @trace_cache()
 def evidence(
     key: PRNGKey,
