@@ -29,7 +29,6 @@ from bayesrl.posterior.summary import summary_blocks
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, library_of, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays
-from bayesrl.value_checks import is_traced
 
 _OF_MARGINAL = 2**30  # the number to fold a key with for log p(y)
 
@@ -225,7 +224,7 @@ class Posterior(Displayable):
         missing = [name for name in latent if name not in sites]
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
-        held = {name: value if is_traced(value) else np.asarray(value) for name, value in sites.items()}
+        held = {name: library_of(value).asarray(value) for name, value in sites.items()}
         for name in latent:
             wanted = programs.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
@@ -235,13 +234,12 @@ class Posterior(Displayable):
                 )
         with trace_cache():
             found = [score_draws(programs, params, held) for params in self._lanes()]
-        library = library_of(found)
-        scores: Totals = jax.tree.map(lambda *xs: library.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
+        scores: Totals = jax.tree.map(lambda *xs: library_of(xs).stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
             return scores
         axis = len(self._fit_shape) - 1
         one = mixed(scores, np.asarray(self.mixture, float), axis)
-        return jax.tree.map(lambda x: np.expand_dims(x, axis).astype(np.float32), one)
+        return jax.tree.map(lambda x: library_of(x).expand_dims(x, axis).astype(np.float32), one)
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
         programs, lanes, shape = self._programs_for(new_args), self._lanes(), self._fit_shape

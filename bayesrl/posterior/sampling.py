@@ -57,7 +57,7 @@ def draw_fit(
 
 def score_draws(programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
     """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
-    if (sampler := _guide_sampler(programs, params)) is not None:
+    if (sampler := _guide_sampler(programs, (params, sites))) is not None:
         return sampler.score(programs, params, sites)
     if has_tracers((params, sites)):
         return _score.fn(_static(programs), dict(programs.transforms), programs.args, params, dict(sites))
