@@ -234,7 +234,7 @@ class Posterior(Displayable):
                 )
         with trace_cache():
             found = [score_draws(programs, params, held) for params in self._lanes()]
-        scores: Totals = jax.tree.map(lambda *xs: library_of(xs).stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
+        scores: Totals = jax.tree.map(lambda *x: library_of(x).stack(x).reshape(self._fit_shape + x[0].shape), *found)
         if self.mixture is None:
             return scores
         axis = len(self._fit_shape) - 1

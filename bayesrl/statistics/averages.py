@@ -82,12 +82,14 @@ def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
         weights: αₖ, of a shape that broadcasts against that axis and those before it.
         axis: axis of the policies.
     """
+    library = library_of(scores)
+    log_sum = logsumexp if library is np else jax.nn.logsumexp
     with np.errstate(divide="ignore"):
         logs = np.log(weights).reshape(weights.shape + (1,) * (np.ndim(scores.log_q) - axis - 1))
-    ratio = -logsumexp(logs - np.asarray(scores.ratio, float), axis=axis)
+    ratio = -log_sum(logs - library.asarray(scores.ratio, float), axis=axis)
     # log q and the ratio are mixed separately: each keeps its own precision where their terms are huge.
-    one: Totals = jax.tree.map(lambda x: np.take(x, 0, axis=axis), scores)
-    return one.under(logsumexp(logs + np.asarray(scores.log_q, float), axis=axis), ratio)
+    one: Totals = jax.tree.map(lambda x: library.take(x, 0, axis=axis), scores)
+    return one.under(log_sum(logs + library.asarray(scores.log_q, float), axis=axis), ratio)
 
 
 def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates:
