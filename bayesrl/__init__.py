@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bayesrl.core.primitives import environment, reward
     from bayesrl.diagnostics.comparison import compare
     from bayesrl.diagnostics.diagnosis import diagnose
+    from bayesrl.diagnostics.engines.side_by_side import compare_engines
     from bayesrl.diagnostics.evidence.bounds import evidence
     from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import coverage
@@ -44,6 +45,7 @@ _HOMES = {
     "bayesrl.diagnostics.evidence.bounds": ("evidence",),
     "bayesrl.diagnostics.comparison": ("compare",),
     "bayesrl.diagnostics.diagnosis": ("diagnose",),
+    "bayesrl.diagnostics.engines.side_by_side": ("compare_engines",),
     "bayesrl.diagnostics.hpd_coverage": ("coverage",),
     "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
@@ -90,6 +92,7 @@ __all__ = [
     "best_of",
     "calibrate",
     "compare",
+    "compare_engines",
     "constrain",
     "control",
     "coverage",

@@ -33,6 +33,7 @@ def _options_of(module: str, name: str, *others: str) -> Requirement:
 
 
 _FIT_OPTIONS = _options_of("bayesrl.svi.fitting", "fit", "beta", "directory")
+_ENGINE_OPTIONS = _options_of("bayesrl.diagnostics.engines.side_by_side", "compare_engines", "beta", "optimum")
 _LEARN_OPTIONS = _options_of("bayesrl.control.learning.loop", "learn", "exploration", "num_episodes", "directory")
 
 
@@ -51,6 +52,8 @@ class Problem:
             enumeration finds it or it is unknown.
         sections: further sections of the report, and functions of a key and the posterior that return some.
         about: one line that describes the problem.
+        engines: options of `bayesrl.compare_engines`, such as `budget`, for a section of the report on what other
+            engines say of the same optimum; None leaves it out.
 
     Example:
         >>> import math, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -76,6 +79,7 @@ class Problem:
     optimum: Callable[[float], float] | None = None
     sections: tuple[Any, ...] = ()
     about: str = ""
+    engines: Annotated[Mapping[str, Any], _ENGINE_OPTIONS] | None = None
 
     def sections_of(self, key: PRNGKey, posterior: Posterior) -> list[Section]:
         """Return the further sections of a fit's report; an error becomes a section."""

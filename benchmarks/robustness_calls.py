@@ -43,6 +43,8 @@ CALLS: dict[str, Call] = {
                                     "infer": bayesrl.svi_inference(num_steps=1), "num_replications": 20,
                                     "num_samples": 9},
     "bayesrl.compare": lambda t: {"key": t.key, "posteriors": {"a": t.posterior, "b": t.posterior}, "num_samples": 128},
+    "bayesrl.compare_engines": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "budget": 512,
+                                          "engines": ("enumeration", "importance")},
     "bayesrl.coverage": lambda t: {"key": t.key, "posterior": t.posterior, "target": t.exact, "levels": (0.5,),
                                    "num_samples": 100},
     "bayesrl.diagnose": lambda t: {"key": t.key, "posterior": t.posterior, "num_samples": 256},

@@ -48,7 +48,13 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
 
     # p* tilts each step by the future value of the next character, whatever came before it: offsets suffice.
     guide = bayesrl.guides.AutoTilt(tilt="constant")
-    return bayesrl.Problem(bigram_text, beta=beta, fit_options={"num_steps": 1000, "guide": guide}, optimum=optimum)
+    return bayesrl.Problem(
+        bigram_text,
+        beta=beta,
+        fit_options={"num_steps": 1000, "guide": guide},
+        optimum=optimum,
+        engines={},
+    )
 
 
 def read_text(path: str) -> str:

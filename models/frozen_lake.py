@@ -47,6 +47,7 @@ def problem(
         },
         optimum=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
+        engines={},
     )
 
 

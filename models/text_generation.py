@@ -16,6 +16,9 @@ from bayesrl.lm.small_models import check_counts, fit_options
 NEEDS = {"tokenizers": {}}
 
 _LABELS = ("code", "prose")
+_ENGINES = ("importance", "importance_from_fit", "rejection", "smc_sequential", "fit")
+"""Engines that reach texts; particles along temperatures write every text anew, and looking ahead asks the classifier
+after every token."""
 _WORDS = 4
 """Number of words in a prompt, from the start of a paragraph."""
 
@@ -91,6 +94,7 @@ def problem(
         fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
         sections=(partial(lm.text_sections, held_out=unseen),),
+        engines={"budget": 256 * num_particles, "engines": _ENGINES},
     )
 
 

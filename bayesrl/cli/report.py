@@ -89,6 +89,7 @@ def collect_run(
         command=None if made is None else " ".join(_words(made, stored)),
         missing=missing,
         about=about,
+        engines=None if problem is None else problem.engines,
     )
 
 

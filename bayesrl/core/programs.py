@@ -86,8 +86,8 @@ class Programs:
 
     @cached_property
     def _unbatched(self) -> "Programs":
-        guide = None if self.guide is None else _over_all_data(self.guide)
-        return replace(self, policy=_over_all_data(self.policy), guide=guide, episodes=None)
+        guide = None if self.guide is None else over_all_data(self.guide)
+        return replace(self, policy=over_all_data(self.policy), guide=guide, episodes=None)
 
     def constrain(self, params: Params) -> Params:
         """Map unconstrained parameters to the values that the guide declares."""
@@ -310,7 +310,7 @@ class Programs:
         return ratios, {name: doubt for name, (_, doubt) in found.items() if doubt is not None}
 
 
-def _over_all_data(program: Program) -> Program:
+def over_all_data(program: Program) -> Program:
     """Run a program on all of its data, by its own method `over_all_data` if it has one."""
     own: Program | None = getattr(program, "over_all_data", None)
     return own() if own is not None else full_data(program)

@@ -3,10 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+
 from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.typing import Params
 
 
 def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:
@@ -39,6 +44,31 @@ def refuse_without_actions(programs: Programs, of: str, task: str) -> None:
             f"the policy{of} draws nothing, so there is no posterior {task}; "
             "the likelihood of its data is posterior.estimate(key, n).objective"
         )
+
+
+def out_of_reach(one: Posterior) -> str:
+    """Say why only a known optimum could bracket a fit; empty if other methods can."""
+    structure = one._programs_for().structure
+    try:
+        structure.check_complete("nothing bounds its optimum", EngineError)
+        structure.check_whole_density()
+    except EngineError as error:
+        return str(error).partition(";")[0]
+    return ""
+
+
+def frozen_fit(one: Posterior) -> tuple[Programs, Params, bool]:
+    """Return programs and parameters of one fit, with the policy held at its present values, and whether it trained."""
+    programs, params = one.unbatched()
+    refuse_without_actions(programs, "", "and nothing to bracket")
+    # Parameters that the fit trained in the policy become constants, so that p* is fixed.
+    policy, own = programs.policy, {}
+    if programs.learned:
+        declared = declared_params(key_from_seed(0), policy, *programs.args)[0]
+        own = {name: value for name, value in programs.constrain(params).items() if name in declared}
+        policy = handlers.substitute(policy, data=own) if own else policy
+    frozen = replace(programs, policy=policy, learned=False, episodes=None)
+    return frozen, jax.tree.map(jnp.asarray, params), bool(own)
 
 
 def trains_policy(programs: Programs) -> bool:

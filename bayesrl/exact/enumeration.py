@@ -40,6 +40,7 @@ from bayesrl.exact.tabulation import (
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
 from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Beta, Numbers, Params, Program
 
 
@@ -317,6 +318,7 @@ def _result(
         structure=structure,
         axes=context_axes(structure),
         sampler=None if whole else sampler,
+        evaluations=Evaluations.of_both(sum(math.prod(stage.reward.shape[:2]) for stage in stages)),
     )
     rest = [name for name in structure.names("metric") if name not in exact]
     if not rest:

@@ -19,6 +19,7 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
 from bayesrl.exact.grid import BatchEvaluator, run_with_sites
 from bayesrl.statistics.estimates import Estimate, Estimates, mean_of_draws
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.statistics.regularizer_names import regularizer_symbol
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -84,6 +85,8 @@ class WeightedDraws:
             regulariser; None for KL.
         quasi: how far the draws are from p*, if they were accepted below the true bound; `estimates` and
             weights are then those of the draws' own law.
+        evaluations: how often the program was evaluated for `log_weights` and `log_evidence`; of one step of a `scan`,
+            where it is solved state by state.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
@@ -116,6 +119,7 @@ class WeightedDraws:
     alpha: float | None = None
     multiplier: Float[np.ndarray, "..."] | None = None
     quasi: QuasiRejection | None = None
+    evaluations: Evaluations = field(default_factory=Evaluations)
 
     def __repr__(self) -> str:
         """Describe the result in one line; numbers are means over contexts, [*beta]."""

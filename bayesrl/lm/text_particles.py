@@ -26,6 +26,7 @@ from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, register_particles
 from bayesrl.monte_carlo.particles.resampling import Moves, ancestors, effective_size, fewest_moves, log_mean
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Params, PRNGKey
 
 _ROWS_PER_BATCH = 16
@@ -59,6 +60,10 @@ class TextParticles:
             raise EngineError(
                 "twist='exact' is for programs with a scan; pass twist='reward', or a function of the text so far"
             )
+
+    def evaluations_per_particle(self) -> int:
+        """Return how often a run evaluates the program for each particle: once, however often it looks ahead."""
+        return 1
 
     def run(
         self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
@@ -102,7 +107,10 @@ class TextParticles:
         }
         index = np.broadcast_to(np.arange(count), rows["log_q"].shape)
         draws, totals = with_rewards(policy, prompts, index, rows["tokens"], rows["log_q"], rows["log_prior"])
-        scored = ScoredDraws.of(draws, totals, structure)
+        written = size.num_replications * num
+        # Twists are rewards of the text so far, after every token; the reward itself is computed once.
+        spent = Evaluations(written, written * (1 + steps * bool(static[2])))
+        scored = ScoredDraws.of(draws, totals, structure, spent)
         refuse_worthless(structure, scored)
         return scored, np.asarray(rows["log_weights"], float) + scored.reward / beta
 

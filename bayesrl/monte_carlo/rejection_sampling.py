@@ -21,6 +21,7 @@ from bayesrl.monte_carlo.quasi_rejection import with_quasi_estimates
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
 from bayesrl.posterior.sampling import draw_fit
 from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Beta, PRNGKey, Program
 
 _ELEMENTS = 2**22
@@ -158,7 +159,9 @@ def _run(
         total, left = total.plus(state.take(next(proposals), rng)), left - 1
     _refuse_empty(state, total, counted, betas)
     explanation = _explain(state, pilot, counted, total, num_samples, tolerance, max_proposals)
-    result = _result(program, state, counted, betas, explanation)
+    result = _result(
+        program, state, counted, betas, explanation, Evaluations.of_both(size * (max_proposals // size - left))
+    )
     if state.quasi:
         return with_quasi_estimates(result, np.concatenate(excess), state.bound)
     if state.spans is not None:
@@ -296,7 +299,12 @@ def _over_contexts(each: Estimate, lead: tuple[int, ...], scale: Any = 1.0) -> E
 
 
 def _result(
-    program: Programs, state: AcceptedDraws, counted: ProposalSums, betas: np.ndarray, explanation: str
+    program: Programs,
+    state: AcceptedDraws,
+    counted: ProposalSums,
+    betas: np.ndarray,
+    explanation: str,
+    evaluations: Evaluations,
 ) -> WeightedDraws:
     structure, shape, lead = program.structure, program.structure.context_shape, betas.shape
     evidence, reward, kl = _expectations(counted, state.bound, state.betas)
@@ -326,6 +334,7 @@ def _result(
         num_accepted=counted.accepted.reshape((*lead, *shape)),
         reward_bound=state.bound.reshape(shape),
         explanation=explanation,
+        evaluations=evaluations,
     )
 
 

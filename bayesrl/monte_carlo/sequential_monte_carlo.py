@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 import jax
@@ -28,6 +29,7 @@ from bayesrl.monte_carlo.particles.resampling import Scheme
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, cut_by_time
 from bayesrl.monte_carlo.weighting import ScoredDraws, WeightedLane, log_mean_weight, weigh, weighted_draws
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Beta, PRNGKey, Program
 
 type Form = Literal["auto", "sequential", "tempered"]
@@ -201,10 +203,10 @@ def _run(key: PRNGKey, program: Programs, engine: ParticleEngine, beta: Any, num
     betas = None if beta is None else np.asarray(beta, float)
     observed = bool(program.structure.names("observed"))
     run_key, metric_key = split_keys(key)
-    marginal = None
+    marginal, spent = None, Evaluations()
     if observed and betas is not None:
-        _, log_weights = engine.run(fold_in(run_key, _OF_DATA), None)
-        marginal = log_mean_weight(log_weights, num_replications)
+        given_data, log_weights = engine.run(fold_in(run_key, _OF_DATA), None)
+        marginal, spent = log_mean_weight(log_weights, num_replications), given_data.evaluations
     lanes = []
     for i, b in enumerate([None] if betas is None else [float(b) for b in betas.reshape(-1)]):
         draws, log_weights = engine.run(fold_in(run_key, i), b)
@@ -212,14 +214,19 @@ def _run(key: PRNGKey, program: Programs, engine: ParticleEngine, beta: Any, num
         lanes.append((draws, weigh(draws, log_weights, b, marginal=marginal, num_groups=num_replications)))
     if observed and betas is None:
         marginal = lanes[0][1].evidence
-    return weighted_draws(metric_key, program, *_joined(lanes), betas, marginal)
+    draws, weighed = _joined(lanes)
+    draws = draws._replace(evaluations=draws.evaluations.plus(spent))
+    return weighted_draws(metric_key, program, draws, weighed, betas, marginal)
 
 
 def _joined(lanes: list[tuple[ScoredDraws, WeightedLane]]) -> tuple[ScoredDraws, list[WeightedLane]]:
     """Put the draws of all temperatures behind one another; those of other temperatures have weight 0."""
     if len(lanes) == 1:
         return lanes[0][0], [lanes[0][1]]
-    draws: ScoredDraws = jax.tree.map(lambda *xs: np.concatenate(xs), *(d for d, _ in lanes))
+    spent = reduce(Evaluations.plus, (draws.evaluations for draws, _ in lanes))
+    arrays = [draws._asdict() | {"evaluations": None} for draws, _ in lanes]
+    joined_arrays = jax.tree.map(lambda *xs: np.concatenate(xs), *arrays)
+    draws = ScoredDraws(**joined_arrays | {"evaluations": spent})
     joined = []
     for i, (_, lane) in enumerate(lanes):
         blocks = [

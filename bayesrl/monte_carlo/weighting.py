@@ -17,6 +17,7 @@ from bayesrl.exact.grid import metric_by_context
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws
 from bayesrl.monte_carlo.proposals import refuse_bad_rewards
 from bayesrl.statistics.estimates import Estimate, Estimates, InfluenceEstimate
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import PRNGKey
 
 
@@ -30,6 +31,7 @@ class ScoredDraws(NamedTuple):
         reward: total reward, reward units.
         rewards: rewards by site, [draws, ...].
         metrics: values of the deterministic sites that are known per context.
+        evaluations: what the draws cost.
     """
 
     sites: dict[str, Any]
@@ -38,10 +40,13 @@ class ScoredDraws(NamedTuple):
     reward: np.ndarray
     rewards: dict[str, np.ndarray]
     metrics: dict[str, np.ndarray]
+    evaluations: Evaluations = Evaluations()
 
     @classmethod
-    def of(cls, draws: Draws, totals: Totals, structure: Structure) -> "ScoredDraws":
-        """Bring draws [draws, ...] and their totals to the host, contexts flat."""
+    def of(
+        cls, draws: Draws, totals: Totals, structure: Structure, evaluations: Evaluations | None = None
+    ) -> "ScoredDraws":
+        """Bring draws [draws, ...] and their totals to the host, contexts flat; by default each was evaluated once."""
         num = len(np.asarray(totals.reward))
 
         def flat(values: Any) -> np.ndarray:
@@ -55,6 +60,7 @@ class ScoredDraws(NamedTuple):
             flat(totals.reward),
             draws.rewards,
             {name: flat(value) for name, value in found.items() if value is not None},
+            Evaluations.of_both(num) if evaluations is None else evaluations,
         )
 
 
@@ -192,6 +198,7 @@ def weighted_draws(
         structure=structure,
         axes=context_axes(structure),
         explanation=explanation,
+        evaluations=draws.evaluations,
     )
     rest = [name for name in structure.names("metric") if name not in draws.metrics]
     if rest:

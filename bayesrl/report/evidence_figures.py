@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, checked
+from bayesrl.diagnostics.engines.engine_table import EngineComparison, ends_of, label_of
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
@@ -246,6 +247,58 @@ def held_out_figure(
     style_axes(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def engines_figure(comparison: EngineComparison) -> "Figure":
+    """Draw what each engine says of log Z: limits as thin lines, intervals as thick ones, exact values as diamonds.
+
+    At several β, of which at most three are drawn, each is less what the tightest engine says.
+    """
+    figure, axes = panel()
+    betas, rows = comparison.betas, comparison.rows
+    shown = shown_betas(betas)
+    best, colours = comparison[comparison.tightest], beta_colours(len(shown))
+    spans = []
+    for k, i in enumerate(shown):
+        centre = 0.0 if len(shown) == 1 else float(np.mean(ends_of(best.bracket(i))))
+        label = "" if len(shown) == 1 else beta_label(betas[i])
+        for place, row in enumerate(rows):
+            y = place + (k - (len(shown) - 1) / 2) * 0.22
+            spans += _bracket(axes, row.bracket(i), centre, y, colours[k], "" if place else label)
+        if best.width(i) == 0:
+            axes.axvline(float(best.bracket(i).mean) - centre, color=TARGET, ls="--", lw=1)
+    low, high = min(spans, default=0.0), max(spans, default=1.0)
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_xlim(low - margin, high + margin)
+    for line in axes.lines:
+        # A side that nothing limits ends at the border.
+        line.set_xdata(np.clip(np.asarray(line.get_xdata(), float), low - margin, high + margin))
+    axes.set_yticks(range(len(rows)), [label_of(row.engine) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    what = comparison.quantity if len(shown) == 1 else f"{comparison.quantity}, less that of the tightest"
+    style_axes(axes, f"{what}  ({'nats' if comparison.quantity == 'log Z' else 'reward units'})", "")
+    axes.grid(visible=False, axis="y")
+    if len(shown) > 1:
+        legend_above(figure)
+    return figure
+
+
+def _bracket(axes: "Axes", found: Interval, centre: float, y: float, colour: Any, label: str) -> list[float]:
+    """Draw one row of `engines_figure`; return its ends that are finite."""
+    mean, _, lower, upper, floor, ceiling = (float(part) - centre for part in found)
+    if floor == ceiling:
+        axes.plot([mean], [y], "D", ms=5, color=colour, label=label or None)
+        return [mean]
+    axes.plot([floor, ceiling], [y, y], lw=1, color=colour, alpha=0.6, label=label or None)
+    for end, mark in ((floor, "|"), (ceiling, "|")):
+        if np.isfinite(end):
+            axes.plot([end], [y], mark, ms=6, color=colour)
+    if np.isfinite(lower) and np.isfinite(upper):
+        axes.plot([lower, upper], [y, y], lw=3.5, color=colour, solid_capstyle="butt")
+    if np.isfinite(mean):
+        trusted = np.isfinite(upper)
+        axes.plot([mean], [y], "o", ms=4, color=colour, mfc=colour if trusted else "none")
+    return [end for end in (floor, ceiling, mean) if np.isfinite(end)]
 
 
 def turning_kl(frontier: Frontier) -> float | None:

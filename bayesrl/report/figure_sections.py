@@ -11,6 +11,7 @@ from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.summary import num_draws
 from bayesrl.report.evidence_figures import (
+    engines_figure,
     frontier_figure,
     held_out_figure,
     objective_figure,
@@ -46,6 +47,12 @@ def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
             _draws,
         ),
         ("Weights", "How evenly the fit covers p*. Good: every draw weighs the same.", _weights),
+        (
+            "What each engine says of the same optimum",
+            "Other ways to the same log Z, each with as many evaluations of the program. Good: all overlap, and the "
+            "fit's own bound reaches them.",
+            _engines,
+        ),
         ("Restarts", "Fits from several starts. Good: they end at the same J.", _restarts),
         ("Frontier", _frontier_caption(fits), _frontier),
         ("Over-optimisation", "Whether more of the reward is still more of what it stands for.", _gold),
@@ -154,6 +161,22 @@ def _weights(fit: FitResults) -> Iterator[Content]:
         "Good: k̂ below 0.7 and many effective draws, so that draws of the fit can be weighted into draws of p*. k̂ is "
         f"blind to modes that the fit dropped.{''.join(absent)}"
     )
+
+
+def _engines(fit: FitResults) -> Iterator[Content]:
+    found = fit.engines
+    if found is None:
+        return
+    names = "J*" if found.quantity == "J*" else "log Z"
+    yield CaptionedFigure(
+        engines_figure(found),
+        f"{names}: limits (thin), 95% intervals where they can be trusted (thick), exact values (diamonds). Good: the "
+        "intervals overlap, and no limit excludes another.",
+    )
+    yield found.table()
+    yield found.cost_table()
+    yield f"{found.legend[:1].upper()}{found.legend[1:]}."
+    yield Table(("engine", "note"), [(name, note) for name, note in found.notes], "ll") if found.notes else ""
 
 
 def _restarts(fit: FitResults) -> Iterator[Content]:

@@ -1,7 +1,7 @@
 """Everything the report shows of one fit, computed once, and a note of what could not be computed."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit, trains_policy
 from bayesrl.diagnostics.diagnosis import Diagnosis, diagnose
+from bayesrl.diagnostics.engines.engine_table import EngineComparison
+from bayesrl.diagnostics.engines.side_by_side import compare_engines_of_fit
 from bayesrl.diagnostics.evidence.bounds import estimate_metrics, evaluate_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
@@ -46,6 +48,7 @@ class FitResults:
         settings: how the fit was made, as rows of (setting, value).
         command: command that makes it again.
         about: one line on what the problem is.
+        engines: what other engines say of the same optimum, if that was asked.
     """
 
     name: str
@@ -61,6 +64,7 @@ class FitResults:
     settings: tuple[tuple[str, str], ...] = ()
     command: str = ""
     about: str = ""
+    engines: EngineComparison | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -91,12 +95,14 @@ def collect(
     command: str | None = None,
     missing: tuple[str, ...] = (),
     about: str = "",
+    engines: EngineComparison | Mapping[str, Any] | None = None,
 ) -> FitResults:
     """Compute everything that the report shows of one fit, but for what is given: diagnosis, frontier, evidence.
 
     Without its policy the report shows only what was saved. The fields of `FitResults` say what the arguments are;
     `held_out` are other arguments of the program, and `optimum` returns the known optimum, as in `evidence`.
-    By default the settings are those that the posterior knows, and the command is a call of `bayesrl.fit`.
+    By default the settings are those that the posterior knows, and the command is a call of `bayesrl.fit`. `engines`
+    are options of `compare_engines`, by which to compare, or a comparison that exists.
     """
     draw_key, held_out_key, verdict_key = split_keys(key, 3)
     missing_parts = [*missing, *_missing(posterior)]
@@ -138,13 +144,23 @@ def collect(
         best, target = best_over_all_data(posterior), _target(posterior, diagnosis)
         # Whatever makes the verdict fail may make the scores fail too.
         training = attempt("The fit was not scored", lambda: _evaluate(draw_key, posterior, diagnosis, frontier, gold))
+        if isinstance(engines, Mapping):
+            options = dict(engines)
+            objective = None if diagnosis is None or diagnosis.evidence is None else diagnosis.evidence.objective
+            engines = attempt(
+                "Engines were not compared",
+                lambda: compare_engines_of_fit(
+                    fold_in(verdict_key, 2), posterior, objective, optimum=optimum, **options
+                ),
+            )
     elif posterior.statistics:
         held_out_evidence = None
         best = posterior.select(restart="best") if posterior.mixture is None else posterior
     settings = tuple(settings if settings is not None else _settings(posterior))
     command = command if command is not None else _command(posterior)
     made = (best, diagnosis, frontier, target, training, held_out_evidence)
-    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about)
+    compared = engines if isinstance(engines, EngineComparison) else None
+    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about, compared)
 
 
 def _evaluate(

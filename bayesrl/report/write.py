@@ -13,6 +13,7 @@ from bayesrl.arguments import Location, Untraced, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.diagnosis import Diagnosis
+from bayesrl.diagnostics.engines.engine_table import EngineComparison
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.display.section import Section
 from bayesrl.errors import PolicyError, RunFolderError
@@ -36,7 +37,7 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
     PolicyError,
     *(
         UnusedOption(name, lambda given: _own_report(given["posteriors"]) is not None, "it is of fits alone")
-        for name in ("held_out", "gold", "diagnoses", "frontiers")
+        for name in ("held_out", "gold", "diagnoses", "frontiers", "engines")
     ),
     Untraced("call it outside: it compiles its own programs"),
 )
@@ -51,6 +52,7 @@ def write_report(
     gold: str | None = None,
     diagnoses: Mapping[str, Diagnosis] | None = None,
     frontiers: Mapping[str, Frontier] | None = None,
+    engines: Mapping[str, EngineComparison] | None = None,
 ) -> Path:
     """Write a report of one fit, or of several side by side, as one self-contained HTML file.
 
@@ -68,13 +70,15 @@ def write_report(
         gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
         diagnoses: existing verdicts by name (`fit` for a single posterior); missing ones are made.
         frontiers: existing frontiers of fits at several β, by name in the same way.
+        engines: what `compare_engines` found of the same fits, by name in the same way. It is shown only if it is
+            given: it costs several times what the rest of a report does.
 
     Returns:
         The path.
 
     Raises:
-        PolicyError: `posteriors` is empty or holds something other than posteriors; or a section, a diagnosis or
-            a frontier has the wrong type or belongs to another fit.
+        PolicyError: `posteriors` is empty or holds something other than posteriors; or a section, a diagnosis, a
+            frontier or a comparison has the wrong type or belongs to another fit.
         RunFolderError: the path is a folder or cannot be written; its previous content is intact.
 
     Example:
@@ -101,6 +105,7 @@ def write_report(
         )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
+    _check_made(named, "engines", engines, EngineComparison)
     keys = split_keys(key, len(named))
     fits = [
         collect(
@@ -111,6 +116,7 @@ def write_report(
             gold=gold,
             diagnosis=(diagnoses or {}).get(name),
             frontier=(frontiers or {}).get(name),
+            engines=(engines or {}).get(name),
         )
         for one, (name, posterior) in zip(keys, named.items(), strict=True)
     ]
@@ -174,8 +180,8 @@ def _can_be_shown(body: Any) -> bool:
     return isinstance(body, rows) and all(isinstance(row, rows) and not isinstance(row, str) for row in body)
 
 
-def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type[Diagnosis | Frontier]) -> None:
-    """Refuse diagnoses or frontiers that do not belong to these fits."""
+def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type[Any]) -> None:
+    """Refuse diagnoses, frontiers or comparisons that do not belong to these fits."""
     if made is None:
         return
     if not isinstance(made, Mapping):
@@ -184,8 +190,9 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
         if name not in named:
             raise PolicyError(f"{what} has a {name!r}, which is not among the fits; choose from {', '.join(named)}")
         if not isinstance(one, kind):
-            raise PolicyError(f"{what}[{name!r}] must be a bayesrl.{kind.__name__}, got {format_value(one)}")
-        evidence, own = one.evidence, named[name].beta
+            maker = {"EngineComparison": "compare_engines"}.get(kind.__name__, kind.__name__.lower())
+            raise PolicyError(f"{what}[{name!r}] must be the result of bayesrl.{maker}(...), got {format_value(one)}")
+        evidence, own = getattr(one, "evidence", one), named[name].beta
         if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
             own if own is not None else ()
         ):

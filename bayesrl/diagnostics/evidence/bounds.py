@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 
 from bayesrl.arguments import CountOrZero, Untraced, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
-from bayesrl.core.programs import Programs, declared_params
-from bayesrl.diagnostics.diagnosed_fit import full_data_fit, refuse_without_actions
+from bayesrl.compilation.random_keys import fold_in, split_keys
+from bayesrl.core.programs import Programs
+from bayesrl.diagnostics.diagnosed_fit import frozen_fit, full_data_fit, out_of_reach
 from bayesrl.diagnostics.evidence.by_dual import (
     Chosen,
     bracket_by_dual,
@@ -127,12 +125,12 @@ def evidence(
         own_key = fold_in(key, i)
         if optimum is not None:
             rows.append(bracket_by_known_optimum(own_key, one, beta, optimum, num_samples))
-        elif caveat := _out_of_reach(one):
+        elif caveat := out_of_reach(one):
             rows.append(estimate_evidence(own_key, one, beta, min(num_samples, DRAWS_PER_BATCH), caveat))
         elif fit.mixture is not None:
             rows.append(search.mixed(own_key, one, beta))
         else:
-            rows.append(search.one(own_key, *_frozen(one), beta))
+            rows.append(search.one(own_key, *frozen_fit(one), beta))
     # A fit's own draws belong to its own data, so they say nothing about other arguments.
     if not new_args:
         rows = [_weigh(row, posterior, i, chosen, search.target) for i, row in enumerate(rows)]
@@ -204,31 +202,6 @@ def _weigh(
     return dataclasses.replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=len(weights))
 
 
-def _out_of_reach(one: Posterior) -> str:
-    """Say why only a known optimum could bracket a fit; empty if other methods can."""
-    structure = one._programs_for().structure
-    try:
-        structure.check_complete("nothing bounds its optimum", EngineError)
-        structure.check_whole_density()
-    except EngineError as error:
-        return str(error).partition(";")[0]
-    return ""
-
-
-def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
-    """Return programs and parameters of one fit, with the policy held at its present values, and whether it trained."""
-    programs, params = one.unbatched()
-    refuse_without_actions(programs, "", "and nothing to bracket")
-    # Parameters that the fit trained in the policy become constants, so that p* is fixed.
-    policy, own = programs.policy, {}
-    if programs.learned:
-        declared = declared_params(key_from_seed(0), policy, *programs.args)[0]
-        own = {name: value for name, value in programs.constrain(params).items() if name in declared}
-        policy = handlers.substitute(policy, data=own) if own else policy
-    frozen = dataclasses.replace(programs, policy=policy, learned=False, episodes=None)
-    return frozen, jax.tree.map(jnp.asarray, params), bool(own)
-
-
 class _Search:
     """How hard to search for the optimum, and with which methods.
 
@@ -288,7 +261,7 @@ class _Search:
             num = most_draws(self.num_samples, structure)
             return bracket_by_particles(fold_in(key, 2), programs, params, beta, found, sampled, bounds, num)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
-            found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
+            found, _ = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
 
     def _regularized(self, key: PRNGKey, programs: Programs, params: Params, beta: float, chosen: Chosen) -> Evidence:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +32,7 @@ from bayesrl.diagnostics.evidence.tempered_sample import TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.statistics.estimates import Estimate, Interval, mean_of_draws
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 NUM_NOISES = 24
@@ -116,7 +117,7 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
     known = tuple(s.name for s in sites if s.support is not None and {frame.name for frame in s.frames} == contexts)
     if not known:
         return {}
-    static = (programs.policy, programs.guide, structure, known, max(64, min(_VALUE_DRAWS, 2**21 // structure.width)))
+    static = (programs.policy, programs.guide, structure, known, _num_value_draws(structure))
     given = (dict(programs.transforms), programs.args, key, params, np.asarray(beta, np.float32))
     values: Values = _values(static, *given)
     return values
@@ -169,20 +170,23 @@ class _Foreseen:
 
 def hindsight_bounds(
     key: PRNGKey, programs: Programs, beta: float, values: Values, num_noises: int, max_count: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, Evaluations]:
     """Return β·log Z(u), mean over contexts, for independent draws of nature's noise u, [num_noises], reward units.
+
+    Also return what that cost.
 
     Raises:
         EngineError: the actions cannot be enumerated with nature fixed.
     """
     policy = _Foreseen(programs.policy, programs.structure)
-    found = []
+    found, spent = [], Evaluations()
     # Iterate over rows on the host: taking a JAX array apart would compile a program for it.
     for noise in np.asarray(key_data(split(wrap_key_data(np.asarray(key_data(key))[..., :2]), num_noises))):
         target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
         found.append(float(target.optimum.mean()))
-    return np.asarray(found)
+        spent = spent.plus(target.evaluations)
+    return np.asarray(found), spent
 
 
 def bracket_by_hindsight(
@@ -202,15 +206,8 @@ def bracket_by_hindsight(
         return TemperedSample(sample, beta, observed=False).evidence(programs.structure.context_shape, "hindsight")
 
     found = draw_until(find, _is_known, num_samples)
-    upper, limit = None, math.inf
-    try:
-        values = estimate_values(value_key, programs, params, beta)
-        bounds = hindsight_bounds(noise_key, programs, beta, values, NUM_NOISES, max_count)
-        upper = mean_of_draws(bounds / beta)
-        limit = float(upper.mean + 2.07 * upper.se) * beta  # Student's t of 23 degrees of freedom
-        reason = "the optimum of control lies below the hindsight bound, by how much is not known"
-    except EngineError as error:
-        reason = f"with nature fixed the actions cannot be enumerated either: {error}"
+    bound = _bound(value_key, noise_key, programs, params, beta, max_count)
+    upper, limit, reason = bound.upper, bound.limit, bound.reason
     nothing, objective = np.asarray(np.nan), found.objective
     # Only ends are known: J* lies between J(q) and the hindsight bound; the gap is as uncertain as J.
     optimum = Interval.between(objective.conservative_lower, limit)
@@ -223,6 +220,48 @@ def bracket_by_hindsight(
         optimum=optimum,
         gap=Interval(nothing, objective.se, nothing, nothing, np.zeros(()), most),
     )
+
+
+class HindsightBound(NamedTuple):
+    """An upper bound of the optimum of control.
+
+    Attributes:
+        upper: an estimate of it over β, nats; None if it cannot be computed.
+        limit: its 97.5% limit, reward units.
+        reason: what it leaves open, or why there is none.
+        evaluations: what it cost.
+    """
+
+    upper: Estimate | None
+    limit: float
+    reason: str
+    evaluations: Evaluations
+
+
+def bound_by_hindsight(key: PRNGKey, programs: Programs, params: Params, beta: float, budget: int) -> HindsightBound:
+    """Bound the optimum of control from above within a number of evaluations."""
+    _, value_key, noise_key = split_keys(key, 3)
+    return _bound(value_key, noise_key, programs, params, beta, max(budget // NUM_NOISES, 1))
+
+
+def _bound(
+    value_key: PRNGKey, noise_key: PRNGKey, programs: Programs, params: Params, beta: float, max_count: int
+) -> HindsightBound:
+    try:
+        values = estimate_values(value_key, programs, params, beta)
+        bounds, spent = hindsight_bounds(noise_key, programs, beta, values, NUM_NOISES, max_count)
+    except EngineError as error:
+        reason = f"with nature fixed the actions cannot be enumerated either: {error}"
+        return HindsightBound(None, math.inf, reason, Evaluations())
+    upper = mean_of_draws(bounds / beta)
+    limit = float(upper.mean + 2.07 * upper.se) * beta  # Student's t of 23 degrees of freedom
+    reason = "the optimum of control lies below the hindsight bound, by how much is not known"
+    drawn = Evaluations.of_both(_num_value_draws(programs.structure) if values else 0)
+    return HindsightBound(upper, limit, reason, spent.plus(drawn))
+
+
+def _num_value_draws(structure: Structure) -> int:
+    return max(64, min(_VALUE_DRAWS, 2**21 // structure.width))
 
 
 def _is_known(found: Evidence) -> bool:

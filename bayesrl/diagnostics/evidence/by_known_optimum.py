@@ -54,7 +54,7 @@ def bracket_by_known_optimum(
         EngineError: the optimum is not a finite number, or the fit is clearly better than it.
     """
     scale = 1.0 if beta is None else beta
-    known = _evaluate_optimum(optimum, beta)
+    known = evaluate_optimum(optimum, beta)
     found = estimate_evidence(key, one, beta, num_samples, "", optimum)
     _refuse_beaten(float(known.mean), found, beta)
     objective = at_most(found.objective, known.mean)
@@ -152,7 +152,12 @@ def _prior_objective(
     return mean_interval(prior.log_likelihood if beta is None else prior.reward, _SURE)
 
 
-def _evaluate_optimum(optimum: KnownOptimum, beta: float | None) -> Interval:
+def evaluate_optimum(optimum: KnownOptimum, beta: float | None) -> Interval:
+    """Ask for the optimum at a temperature.
+
+    Raises:
+        EngineError: it is not a finite number.
+    """
     with user_code("optimum", EngineError, "let it give J* per context at a temperature, a finite number"):
         given: Any = optimum(1.0 if beta is None else beta)
     try:

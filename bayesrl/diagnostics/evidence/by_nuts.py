@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bayesrl.core.handlers import tilt
@@ -14,12 +16,40 @@ from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey
 
-NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 2, 500, 1000
 _MAX_RHAT = 1.05
+_LEAST_DRAWS = 128
+_USUAL_DRAWS = 400
+"""A budget for this many draws of a chain decides how deep its trees may grow."""
 
 
-def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Numbers]:
-    """Draw from p* by NUTS, {site: [chain, draw, ...]}.
+class ChainLength(NamedTuple):
+    """How long chains run: their number, warm-up and draws, and the greatest depth of a tree."""
+
+    num_chains: int = 2
+    num_warmup: int = 500
+    num_draws: int = 1000
+    max_depth: int = 10
+
+
+def chain_length(budget: int) -> ChainLength:
+    """Return the longest chains that evaluate the program at most so often.
+
+    Raises:
+        EngineError: these would be too short to be judged.
+    """
+    own = budget // 2
+    depth = int(np.clip(math.log2(own / _USUAL_DRAWS + 1), 2, 10))
+    moves = own // (2**depth - 1)
+    if moves < 2 * _LEAST_DRAWS:
+        least = 2 * 2 * _LEAST_DRAWS * 3
+        raise EngineError(f"budget={budget:,} is too small for two chains, which take at least {least:,}")
+    return ChainLength(2, moves // 3, moves - moves // 3, depth)
+
+
+def nuts_draws(
+    key: PRNGKey, programs: Programs, beta: float | None, length: ChainLength
+) -> tuple[dict[str, Numbers], int]:
+    """Draw from p* by NUTS, {site: [chain, draw, ...]}; also return how many gradients that took.
 
     Raises:
         EngineError: an action site is discrete.
@@ -29,46 +59,63 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
     """
     from numpyro.infer import MCMC, NUTS
 
+    class Counting(NUTS):
+        """Adds up the steps of its trees."""
+
+        def sample(self, state: Any, *args: Any) -> Any:
+            new = super().sample(state, *args)
+            return new._replace(num_steps=state.num_steps + new.num_steps)
+
     discrete = [name for name in programs.structure.actions if programs.structure[name].discrete]
     if discrete:
         raise EngineError(f"NUTS cannot draw discrete site {discrete[0]!r}; use method='auto' or 'rejection'")
     target = programs.policy if beta is None else tilt(programs.policy, beta)
     sampler = MCMC(
-        NUTS(target),
-        num_warmup=NUM_WARMUP,
-        num_samples=NUM_DRAWS,
-        num_chains=NUM_CHAINS,
+        Counting(target, max_tree_depth=length.max_depth),
+        num_warmup=length.num_warmup,
+        num_samples=length.num_draws,
+        num_chains=length.num_chains,
         # Parallel chains would need a device each.
         chain_method="vectorized",
         progress_bar=False,
     )
     sampler.run(key, *programs.args)
     drawn = sampler.get_samples(group_by_chain=True)
-    return {name: drawn[name] for name in programs.structure.actions}
+    taken = int(np.sum(jax.device_get(sampler.last_state.num_steps)))
+    return {name: drawn[name] for name in programs.structure.actions}, taken
 
 
 def bracket_by_nuts(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: TemperedSample
-) -> Evidence:
-    """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws."""
+    key: PRNGKey,
+    programs: Programs,
+    params: Params,
+    beta: float | None,
+    found: Evidence,
+    sampled: TemperedSample,
+    length: ChainLength = ChainLength(),  # noqa: B008
+) -> tuple[Evidence, int]:
+    """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
+
+    Also return how many gradients the chains took.
+    """
     from arviz_stats.base.array import array_stats
 
-    sites = nuts_draws(key, programs, beta)
+    sites, taken = nuts_draws(key, programs, beta, length)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
     w = target_log_weights(programs, params, flat, beta)
-    per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
+    per_draw = w.mean(1).reshape(length.num_chains, length.num_draws)
     rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
     # R-hat of a constant is undefined, and a constant w needs no convergence: hence the test of its spread.
     if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
         reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
-        return replace(found, caveat=reason)
+        return replace(found, caveat=reason), taken
     se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
     # A constant w has no error, and its Monte Carlo error is nan.
     se = se if math.isfinite(se) else 0.0
     given = 0.0 if found.log_marginal is None or beta is None else float(found.log_marginal.mean)
     mean = float(per_draw.mean()) - given
     upper = Estimate(np.asarray(mean), np.asarray(se))
-    return _join(found, sampled, upper, w - given, beta)
+    return _join(found, sampled, upper, w - given, beta), taken
 
 
 def _join(drawn: Evidence, sampled: TemperedSample, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:

@@ -17,6 +17,7 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
+from bayesrl.exact.grid import num_assignments
 from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.monte_carlo.particles.filter import FilterPlan, run_filter
 from bayesrl.monte_carlo.particles.kernels import KernelName
@@ -25,6 +26,7 @@ from bayesrl.monte_carlo.particles.tempering import TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
 from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Params, PRNGKey
 
 _MOST_STATES = 2**20
@@ -95,7 +97,8 @@ class TemperedParticles:
         """Run; see `ParticleEngine`."""
         structure = self.programs.structure
         kind = (beta, reference is not None)
-        if kind not in self._paths:
+        chosen = kind not in self._paths
+        if chosen:
             self._paths[kind] = tempered_path(
                 fold_in(key, 0),
                 self.programs,
@@ -115,7 +118,12 @@ class TemperedParticles:
         contexts = found.log_weights.shape[-1]
         sites = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found.sites)
         # Moves carry only log q and w; rewards and metrics by site take one more run of the last particles.
-        draws = ScoredDraws.of(*_score_all(self.programs, self.params, sites), structure)
+        path = self._paths[kind]
+        # The pilot takes as many steps as a run, and only the first run of a path needs it.
+        spent = path.evaluations(conditional=reference is not None)
+        spent += path.evaluations(conditional=False) if chosen and path.piloted else 0
+        scored = _score_all(self.programs, self.params, sites)
+        draws = ScoredDraws.of(*scored, structure, Evaluations.of_both(spent))
         refuse_worthless(structure, draws)
         return draws, found.log_weights.reshape(-1, contexts)
 
@@ -165,13 +173,15 @@ class SequentialParticles:
         given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key), reference)
         # An exact twist holds the values at its β, so each β has a plan of its own.
         kind = (beta, reference is not None)
-        if kind not in self._prepared:
+        planned = kind not in self._prepared
+        if planned:
             plan = self._plan(beta)
             if reference is not None:
                 # Only multinomial resampling leaves the others independent of the particle that must survive.
                 plan = replace(plan, scheme="multinomial")
-            self._prepared[kind] = _run.prepare((plan, self.size.num_replications), *given)
-        found = jax.device_get(self._prepared[kind](*given))
+            self._prepared[kind] = plan, _run.prepare((plan, self.size.num_replications), *given)
+        plan, compiled = self._prepared[kind]
+        found = jax.device_get(compiled(*given))
         run, (draws, totals), weights = found
         check_filter(structure, self.size.num_particles, run.twists, run.sizes, first=-1)
         if not run.agrees.all():
@@ -180,9 +190,23 @@ class SequentialParticles:
                 "must depend on nothing but its arguments, its sites and the carry of its scan"
             )
         draws, totals = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (draws, totals))
-        scored = ScoredDraws.of(draws, totals, structure)
+        scored = ScoredDraws.of(draws, totals, structure, self._spent(plan, planned=planned))
         refuse_worthless(structure, scored)
         return scored, np.asarray(weights, float).reshape(-1, weights.shape[-1])
+
+    def evaluations_per_particle(self) -> int:
+        """Return how often a run evaluates the program for each particle."""
+        tried = self._num_tried() if self.size.twist is not None and self.steps.programs.guide is None else 1
+        return tried + 1
+
+    def _num_tried(self) -> int:
+        return max(1, num_assignments(self.steps.axes(self.steps.inside))) if self.steps.is_finite else 1
+
+    def _spent(self, plan: FilterPlan, *, planned: bool) -> Evaluations:
+        """Count the program's evaluations in one run: along its steps, once more as a whole, and for an exact twist."""
+        tried = self._num_tried() if plan.look_ahead else 1
+        spent = Evaluations.of_both((tried + 1) * self.size.num_replications * self.size.num_particles)
+        return spent.plus(plan.twist.evaluations) if planned and isinstance(plan.twist, ExactTwist) else spent
 
     def _plan(self, beta: float | None) -> FilterPlan:
         steps, structure = self.steps, self.steps.programs.structure

@@ -4,6 +4,7 @@ q is the law that particles start from, the prior or a fit, and w = log π₀/q 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -210,6 +211,16 @@ def smooth_sites(programs: Programs, axes: dict[str, Axes]) -> tuple[SmoothSite,
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
             found.append(SmoothSite(name, biject_to(support), site.event_dim, axes[name]))
     return tuple(found)
+
+
+def evaluations_of_moves(
+    names: Sequence[KernelName], finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...]
+) -> int:
+    """Return how often one sweep of all moves evaluates the program for each particle."""
+    tried = sum(min(math.prod(site.cell), _MOST_ELEMENTS) * len(site.values) for site in finite)
+    # A path takes a gradient at its start and after each step, and its energy at both ends.
+    counts = {"independence": 1, "gibbs": tried, "hmc": _LEAPFROGS + 3 if smooth else 0}
+    return sum(counts[name] for name in names)
 
 
 class Scales(NamedTuple):

@@ -21,6 +21,7 @@ from bayesrl.monte_carlo.particles.kernels import (
     Scored,
     SmoothSite,
     Target,
+    evaluations_of_moves,
     finite_sites,
     gibbs,
     hamiltonian,
@@ -100,6 +101,12 @@ def tempered_path(
     return path
 
 
+def evaluations_of_sweep(programs: Programs, axes: dict[str, Axes]) -> int:
+    """Return how often all moves that apply evaluate a program, once each, for one particle."""
+    finite, smooth = finite_sites(programs, axes), smooth_sites(programs, axes)
+    return evaluations_of_moves(_usual_moves(finite, smooth), finite, smooth)
+
+
 def _usual_moves(finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...]) -> tuple[KernelName, ...]:
     own: list[KernelName] = []
     if finite:
@@ -120,6 +127,15 @@ class TemperedPath:
         self._run_back: Callable[..., Any] | None = None
         self.powers: np.ndarray = np.ones(0)
         self.scales: list[Scales] = []
+        self.piloted = False
+
+    def evaluations(self, *, conditional: bool) -> int:
+        """Return how often a run evaluates the program: at its start, for every move, and at its end."""
+        _, _, moves, num_runs, num_particles, *_, num_moves = self.static
+        each = num_moves * evaluations_of_moves(moves.names, moves.finite, moves.smooth) * len(self.powers)
+        # A reference is scored, and walks back along the path.
+        back = num_runs * (1 + each) if conditional else 0
+        return num_runs * num_particles * (2 + each) + back
 
     def _begin(self, number: int) -> _Population:
         given = (self.params, self.beta, self.key, np.asarray(number, np.int32))
@@ -162,6 +178,7 @@ class TemperedPath:
             contexts = int(np.prod(self.static[0].structure.context_shape))
             self.powers, self.scales = powers, [Scales({}, np.ones(contexts, np.float32))] * len(powers)
             return
+        self.piloted = True
         population = self._begin(0)
         length = np.full(population.log_weights.shape[-1], 0.3, np.float32)
         chosen: list[float] = []

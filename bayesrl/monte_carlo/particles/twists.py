@@ -1,5 +1,6 @@
 """Twists: values of what is still to come, by which a particle filter looks ahead."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.grid import assignments
 from bayesrl.exact.scan_states import reads_outputs, split_scan, tabulate_states
 from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.statistics.evaluations import Evaluations
 
 type Axes = tuple[int | None, ...]
 """Where each context plate lies in an array; None for a plate that the array is outside of."""
@@ -63,6 +65,7 @@ class ExactTwist:
                 "carry what it reads through the scan, or pass a twist that you know"
             )
         stages, states = tabulate_states(scan, max_count)
+        self.evaluations = Evaluations.of_both(sum(math.prod(stage.reward.shape[:2]) for stage in stages))
         self.shape = structure.context_shape
         axes = context_axes(structure)
         self.before = {name: axes[name] for name in scan.before if structure[name].latent}
