@@ -29,7 +29,7 @@ _RUNS = 16
 
 _PLAN_DRAWS = 1024
 _EPS = float(np.finfo(np.float32).eps)
-_CONSTANCY, _FEWEST = 0.9, 16
+_CONSTANCY, _LEAST_SHARE = 0.9, 0.05
 _MOST_PARTICLES = 4096
 _SPREAD = 1.0
 """Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
@@ -200,7 +200,7 @@ def _num_temperatures(w: np.ndarray) -> int:
     now, steps, length = 0.0, 0, 1.0
     while now < 1.0 and steps < 400:
         weights = np.exp(now * w - logsumexp(now * w, axis=0))
-        if steps and float((1 / (weights**2).sum(0)).min()) < _FEWEST:
+        if steps and float((1 / (weights**2).sum(0)).min()) < _LEAST_SHARE * len(w):
             return steps + math.ceil((1.0 - now) / max(length, 1e-3))
         low, high = now, 1.0
         for _ in range(20):

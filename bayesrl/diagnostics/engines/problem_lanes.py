@@ -1,6 +1,7 @@
 """The one posterior that engines are compared on: its program and fit, at every temperature."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -177,13 +178,13 @@ def problem_of_policy(
     budget: int,
     given: dict[str, Any],
     *,
-    wants_fit: bool,
+    wanted: Sequence[str],
 ) -> EngineProblem:
     """Compare engines on the posterior of a policy, for which a fit is made if that is wanted."""
     program, reach = _frozen_whole(policy, args, beta)
     if program is not None:
         refuse_without_actions(program, "", "to compare engines on")
-    trained = _train(key, policy, args, beta, budget) if wants_fit else None
+    trained = _train(key, policy, args, beta, budget) if _wants_fit(program, wanted) else None
     if trained is not None and trained.posterior is not None:
         lanes = _lanes_of(full_data_fit(trained.posterior))
         if program is not None:
@@ -195,6 +196,17 @@ def problem_of_policy(
     else:
         raise EngineError(f"no engine applies: {reach}" + ("" if trained is None else f"; {trained.reason}"))
     return EngineProblem(lanes, beta, budget, False, trained, reach, **given)
+
+
+def _wants_fit(program: Programs | None, wanted: Sequence[str]) -> bool:
+    """Whether an engine that is asked for and may apply needs a fit."""
+    needed = {"fit"}
+    if program is not None:
+        structure = program.structure
+        nature = structure.names("environment")
+        smooth = not any(structure[name].discrete for name in structure.actions)
+        needed |= {"hindsight"} if nature else {"importance_from_fit", *(["nuts"] if smooth else [])}
+    return not needed.isdisjoint(wanted)
 
 
 def _frozen_whole(policy: Any, args: tuple[Any, ...], beta: Any) -> tuple[Programs | None, str]:

@@ -49,7 +49,7 @@ REFUSED: dict[str, dict[EngineName, str]] = {
 
 def compared(name: str) -> EngineComparison:
     oracle = ORACLES[name]()
-    return compare_engines(KEY, standing(KEY, oracle), budget=2**13, optimum=lambda beta: oracle.optimum)
+    return compare_engines(KEY, standing(KEY, oracle), budget=2**15, optimum=lambda beta: oracle.optimum)
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
