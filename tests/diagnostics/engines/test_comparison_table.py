@@ -38,7 +38,7 @@ def comparison(betas: Any) -> EngineComparison:
         lower=NAN * one, upper=NAN * one, conservative_lower=7.2 * one, conservative_upper=math.inf * one
     )
     rows = (
-        row("enumeration", Interval.exact(7.536 * one), betas, ess=NAN * one, num_draws=0),
+        row("enumeration", Interval.exact(7.536 * one), betas, ess=np.full(np.shape(betas), math.nan), num_draws=0),
         row("importance", blind, betas, note="modes that no draw has seen may exist"),
         row("smc_exact_twist", Interval.normal(7.53 * one, 0.02 * one, 5.0), betas, gap=Interval.exact(0.2 * one)),
         row("fit", Interval.between(7.4 * one, math.inf * one), betas),
