@@ -40,7 +40,7 @@ ROWS: dict[str, tuple[Any, bool, Any]] = {
 def run() -> str:
     """Fit by every row for every number of steps."""
     problem: Any = load_problem("hypergrid")
-    actions, ends, law = _walks(problem)
+    actions, ends, law = list_walks(problem)
     rows, best = [], {}
     for name, (objective, elsewhere, replay) in ROWS.items():
         cells = []
@@ -49,12 +49,11 @@ def run() -> str:
             for seed in range(SEEDS):
                 options = {**problem.fit_options, "objective": objective, "num_steps": steps, "progress": False}
                 if elsewhere:
-                    options["guide"] = _from_uniform_actions(problem.policy)
+                    options["guide"] = from_uniform_actions(problem.policy)
                 if replay is not None:
                     options["source"] = bayesrl.ReplayDraws(num_particles=64, **replay)
                 fitted = bayesrl.fit(jax.random.key(seed), problem.policy, beta=1.0, **options)
-                scores = np.asarray(fitted.log_prob({"action": actions})[0], float)
-                found.append(float(np.abs(np.bincount(ends, np.exp(scores)) - law).sum()))
+                found.append(distance(fitted, actions, ends, law))
             cells.append(f"{np.mean(found):.1e} ({max(found):.1e})")
             best[name] = max(found)
         rows.append([name, *cells])
@@ -69,7 +68,13 @@ def run() -> str:
     return "\n\n".join([table(header, rows), *words])
 
 
-def _walks(problem: Any) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+def distance(fitted: bayesrl.Posterior, actions: jax.Array, ends: np.ndarray, law: np.ndarray) -> float:
+    """Compute the L1 distance of the end points from the law of the reward, by the probabilities of all walks."""
+    scores = np.asarray(fitted.log_prob({"action": actions})[0], float)
+    return float(np.abs(np.bincount(ends, np.exp(scores)) - law).sum())
+
+
+def list_walks(problem: Any) -> tuple[jax.Array, np.ndarray, np.ndarray]:
     """List the actions of all walks, padded by stops, the cells where they end, and the law of the reward."""
     size, stop = problem.policy.height, problem.policy.dimensions
     found: list[tuple[int, list[int]]] = []
@@ -86,7 +91,8 @@ def _walks(problem: Any) -> tuple[jax.Array, np.ndarray, np.ndarray]:
     return jnp.asarray([a for _, a in found]), np.array([end for end, _ in found]), law / law.sum()
 
 
-def _from_uniform_actions(walk: Any) -> PolicyGuide:
+def from_uniform_actions(walk: Any) -> PolicyGuide:
+    """Make a guide with a table of logits that begins at equal probabilities of the allowed actions."""
     allowed = jnp.where(walk.logits > -jnp.inf, 0.0, -jnp.inf)
 
     def guide() -> None:

@@ -17,6 +17,8 @@ TRL = (
     ("torch==2.13.0", "transformers==5.24.0", "trl==1.16.0", "datasets==5.2.0", "accelerate==1.15.0"),
 )
 GYMNAX = ("gymnax", ("gymnax==1.0.1", "six"))
+TORCHGFN = ("torchgfn", ("torch==2.13.0", "torchgfn==2.4.1"))
+WITH_TORCH = ("lm", "torchgfn")
 
 
 def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
@@ -26,7 +28,7 @@ def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
     if not python.exists():
         print(f"making an environment for {name}: {', '.join(packages)}", file=sys.stderr, flush=True)
         # Torch for Python 3.12 would bring gigabytes of CUDA; for 3.11 there is a wheel for the CPU.
-        base = (shutil.which("python3.11") if name == "lm" else None) or sys.executable
+        base = (shutil.which("python3.11") if name in WITH_TORCH else None) or sys.executable
         subprocess.run([base, "-m", "venv", str(FOLDER / name)], check=True)  # noqa: S603
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)  # noqa: S603
     return python

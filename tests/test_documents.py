@@ -1,0 +1,45 @@
+"""The examples of docs/engines.md run, and print what stands beside them."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+DOCUMENTS = Path(__file__).parents[1] / "docs"
+NUMBER = re.compile(r"True|False|-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def test_examples_of_engines_print_what_they_say() -> None:
+    text = (DOCUMENTS / "engines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 10
+    shared: dict[str, object] = {}
+    for block in blocks:
+        said = [found for line in block.splitlines() for found in _said(line)]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(block, shared)  # noqa: S102
+        found = NUMBER.findall(printed.getvalue())
+        assert len(found) == len(said), (block, printed.getvalue())
+        for one, other in zip(found, said, strict=True):
+            assert _agree(one, other), (block, printed.getvalue())
+
+
+def _said(line: str) -> list[str]:
+    return NUMBER.findall(line.rpartition("#")[2]) if "print(" in line and "#" in line else []
+
+
+def _agree(found: str, said: str) -> bool:
+    """Compare words as they are, and numbers to the digits that are said."""
+    if said in ("True", "False"):
+        return found == said
+    digits = len(said.partition(".")[2])
+    return float(found) == pytest.approx(float(said), abs=0.51 * 10.0**-digits)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [*DOCUMENTS.glob("*.md"), DOCUMENTS.parent / "README.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
