@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bayesrl.svi.reused_draws import ReuseDraws
     from bayesrl.svi.saved_fits import load, resume
     from bayesrl.svi.step import State, step
+    from bayesrl.twists.learning import fit_twist
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _HOMES = {
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
     "bayesrl.svi.fitting": ("fit", "init"),
+    "bayesrl.twists.learning": ("fit_twist",),
     "bayesrl.svi.step": ("State", "step"),
     "bayesrl.svi.replayed_draws": ("ReplayDraws",),
     "bayesrl.svi.reused_draws": ("ReuseDraws",),
@@ -103,6 +105,7 @@ __all__ = [
     "evidence",
     "exact_inference",
     "fit",
+    "fit_twist",
     "frontier",
     "full_data",
     "guides",

@@ -43,6 +43,7 @@ BENCHMARKS = (
     "language_speed",
     "quantile_rewards",
     "smc_cost",
+    "infilling",
     "compilation",
     "accelerator",
     "robustness_fuzz",

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 import bayesrl
 from bayesrl import control, lm, preferences
 from bayesrl.diagnostics.rank_statistics import Calibration
-from benchmarks.robustness_things import Bare, Scorer, Things, bandit, location
+from benchmarks.robustness_things import Bare, Scorer, Things, bandit, location, stroll
 
 MODULES = (
     "bayesrl",
@@ -52,6 +52,7 @@ CALLS: dict[str, Call] = {
     "bayesrl.environment": lambda t: {"name": "rain", "distribution": dist.Bernoulli(0.5), "observable": True},
     "bayesrl.evidence": lambda t: {"key": t.key, "posterior": t.posterior, "num_samples": 256},
     "bayesrl.fit": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2, "progress": False},
+    "bayesrl.fit_twist": lambda t: {"key": t.key, "policy": stroll, "beta": 1.0, "num_steps": 2, "progress": False},
     "bayesrl.frontier": lambda t: {"key": t.key, "posterior": t.sweep, "num_samples": 256},
     "bayesrl.importance": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 8},
     "bayesrl.init": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2},
@@ -173,6 +174,8 @@ CALLS: dict[str, Call] = {
     "objectives.FDivergence": lambda t: {"generator": "reverse_kl"},
     "objectives.ForwardKL": lambda t: {},
     "objectives.RegularizedReward": lambda t: {"regularizer": "chi_squared"},
+    "objectives.ContrastiveTwist": lambda t: {},
+    "objectives.SoftValueRegression": lambda t: {},
     "objectives.TrajectoryBalance": lambda t: {},
     "objectives.ReverseKL": lambda t: {},
     "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 
 import bayesrl
 from bayesrl import control, lm, objectives, preferences
@@ -27,6 +28,17 @@ def bandit() -> None:
     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
     numpyro.deterministic("gold", 1.0 * (arm == 1))
+
+
+def stroll() -> None:
+    """Take three steps."""
+
+    def step(x: Any, _: Any) -> tuple[Any, None]:
+        x = x + numpyro.sample("step", dist.Bernoulli(0.5))
+        bayesrl.reward("height", 1.0 * x)
+        return x, None
+
+    scan(step, 0, None, length=3)
 
 
 def location(y: Any) -> None:

@@ -30,7 +30,7 @@ FLOORS = [
     ["display", "exact", "objectives"],
     ["posterior"],
     ["monte_carlo", "svi"],
-    ["diagnostics", "moments"],
+    ["diagnostics", "moments", "twists"],
     ["report", "lm"],
     ["preferences"],
     ["control"],

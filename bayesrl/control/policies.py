@@ -23,7 +23,7 @@ from bayesrl.control.rollout import EpisodeProgram, PolicyFn, PolicyOutput, Roll
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import trace_program
-from bayesrl.errors import GuideError
+from bayesrl.errors import EngineError, GuideError
 from bayesrl.guides import AutoGuide, PolicyGuide
 from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.posterior.posterior import Posterior
@@ -39,7 +39,29 @@ class RolloutGuide(PolicyGuide):
     def __init__(self, rollout: EpisodeProgram, make_policy: Callable[[], PolicyFn]) -> None:
         # A tilt keeps the support of the prior.
         super().__init__(lambda *observation: rollout.run(make_policy(), *observation), within_prior=True)
-        self.rollout = rollout
+        self.rollout, self._make_policy = rollout, make_policy
+
+    def twist_values(self, params: Params) -> Callable[[Any, Any], Array]:
+        """Return the critic as a twist of the rollout's particles: from (step, carry) to V of what is to come.
+
+        Raises:
+            EngineError: the guide has no critic.
+        """
+
+        def value(step: Any, carry: tuple[Any, Array]) -> Array:
+            state, alive = carry
+            with handlers.block(), handlers.substitute(data=params):
+                output = self._make_policy()(self.rollout.environment.observe(state), jnp.asarray(step) + 1)
+            if output.value is None:
+                raise EngineError(
+                    "twist= is a fit without a critic; fit with NetworkPolicy(critic=True) and "
+                    "objective=bayesrl.control.ActorCritic()"
+                )
+            # Rewards and log-ratios of later steps carry γᵗ.
+            weight = self.rollout.discount ** (jnp.asarray(step, float) + 1)
+            return jnp.where(alive, weight * output.value, 0.0)
+
+        return value
 
 
 def action_distribution(program: Program, observation: Any, time: Any = 0) -> dist.Distribution:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def _select(eqn: Any, x: list[Range]) -> Range:
 # ---- sums ------------------------------------------------------------------------------------
 
 
-def _total(x: Range, axes: tuple[int, ...], aval: Any, *, exact_terms: bool) -> Range:
+def _total(x: Range, axes: tuple[SupportsIndex, ...], aval: Any, *, exact_terms: bool) -> Range:
     """Sum ranges; move the ends outwards by the possible rounding of terms and partial sums."""
     result = [side.sum(axes) for side in x]
     if jnp.issubdtype(aval.dtype, jnp.integer):

@@ -18,6 +18,7 @@ from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.lm.transformers.llama import Llama
 from bayesrl.lm.transformers.llama_config import LlamaConfig
+from bayesrl.lm.twisted_model import TwistHead  # noqa: F401  (registers the twists of texts)
 
 __all__ = [
     "GPT2",

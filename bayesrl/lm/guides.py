@@ -71,8 +71,13 @@ class AutoModelGuide(AutoGuide):
                 f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {format_value(policy)} is not; "
                 "use bayesrl.guides.AutoTilt()"
             )
-        model = policy.model if self.start is None else _check_start(self.start, policy)
+        model = reference_of(policy, self.start)
         return ModelGuide(policy, lambda: self.declare(key, model))
+
+
+def reference_of(policy: PromptedPolicy, start: Pretrained | None) -> CausalLM:
+    """Return the model to start from: the reference, or another of its shape."""
+    return policy.model if start is None else _check_start(start, policy)
 
 
 def _prior_of(policy: Program) -> Program:

@@ -25,6 +25,7 @@ from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import ONE_LABEL
 from bayesrl.lm.transformers.layers.linear_and_norm import merge_adapters
+from bayesrl.lm.twisted_model import TwistedLM
 from bayesrl.posterior.posterior import Posterior
 
 
@@ -327,6 +328,11 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
             "lm.language_modeling, lm.sft or lm.classification makes"
         )
     model = model_with_params(declare, programs.constrain(params))
+    if isinstance(model, TwistedLM):
+        raise LanguageModelError(
+            "a twist has no checkpoint: its head stands beside the reference; draw from the fit by lm.sample_texts, or "
+            "fit a model by bayesrl.fit(..., guide=lm.FullParameters())"
+        )
     origin = owner.source or Pretrained(model, owner.tokenizer)
     adapter = {} if merge else {"base_model_name_or_path": None if origin.folder is None else str(origin.folder)}
     model = merge_adapters(model) if merge else model

@@ -257,7 +257,11 @@ class CausalLMDistribution(dist.Distribution):
         return jnp.concatenate([first[None], rest])
 
     def _all_logits(self, prompt: Array, mask: Array, tokens: Array) -> Array:
-        """Return the logits that every token is drawn from, [T, V].
+        """Return the logits that every token is drawn from, [T, V]."""
+        return self._logits(self._all_hidden(prompt, mask, tokens))
+
+    def _all_hidden(self, prompt: Array, mask: Array, tokens: Array) -> list[Array]:
+        """Return the state of each model before every token, [T, width].
 
         A long prompt is read once for all sentences that follow it; a short one is read again with each sentence.
         """
@@ -266,14 +270,14 @@ class CausalLMDistribution(dist.Distribution):
             whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
             there = jnp.concatenate([mask, jnp.ones(self.num_steps - 1, bool)])
             read, _ = self._extend(whole, there, self._start(len(whole)))
-            return self._logits([hidden[length - 1 :] for hidden in read])
+            return [hidden[length - 1 :] for hidden in read]
         before, caches = self._extend(prompt, mask, self._start(length + self.num_steps - 1))
         # The state after the prompt's last token gives the first new one.
         last = [h[-1:] for h in before]
         if self.num_steps > 1:
             after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
             last = [jnp.concatenate(pair) for pair in zip(last, after, strict=True)]
-        return self._logits(last)
+        return last
 
     @property
     def _models(self) -> list[Any]:

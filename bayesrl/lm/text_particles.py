@@ -23,9 +23,12 @@ from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward, evaluate
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
+from bayesrl.lm.twisted_model import TwistedGuide
 from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, register_particles
 from bayesrl.monte_carlo.particles.resampling import Moves, ancestors, effective_size, fewest_moves, log_mean
+from bayesrl.monte_carlo.particles.twists import learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Params, PRNGKey
 
@@ -42,7 +45,8 @@ class TextParticles:
         programs: policy and guide.
         params: of the guide.
         options: sizes, resampling and twist. The twist is "reward", the policy's rewards on the text so far, or a
-            reward or a function of the text, as `policy` takes them; reward units.
+            reward or a function of the text, as `policy` takes them, reward units; or what `bayesrl.fit_twist` gave,
+            which then also proposes.
     """
 
     programs: Programs
@@ -59,6 +63,33 @@ class TextParticles:
         if self.options.twist == "exact":
             raise EngineError(
                 "twist='exact' is for programs with a scan; pass twist='reward', or a function of the text so far"
+            )
+        if isinstance(self.options.twist, Posterior):
+            self._check_learned(self.options.twist)
+
+    def _check_learned(self, posterior: Posterior) -> None:
+        """Refuse a learned twist that does not fit these texts, or a second proposal.
+
+        Raises:
+            EngineError: naming what does not fit.
+        """
+        learned, _, _ = learned_twist(posterior)
+        policy: Any = self.programs.policy
+        if not isinstance(learned, TwistedGuide):
+            raise EngineError(
+                f"the twist was learned of another kind of program ({type(learned).__name__}), and has no values of "
+                "texts; pass bayesrl.fit_twist(key, policy, beta=...) of a policy of bayesrl.lm"
+            )
+        sizes = [int(one.model.config.vocab_size) for one in (learned.policy, policy)]
+        if sizes[0] != sizes[1]:
+            raise EngineError(
+                f"the twist was learned of a model with {sizes[0]} tokens, and this one has {sizes[1]}; fit a twist of "
+                "this policy"
+            )
+        if self.programs.guide is not None:
+            raise EngineError(
+                "a learned twist of texts proposes every token itself, and proposal= was given too; leave proposal= "
+                "out, or pass a function of the text as twist="
             )
 
     def evaluations_per_particle(self) -> int:
@@ -77,11 +108,17 @@ class TextParticles:
         tokens, mask = pad_prompts(prompts, policy.model.config.max_length + 1 - steps, closely=True)
         at_once = max(1, min(count, _ROWS_PER_BATCH * max_rows(policy, prompts) // num))
         guide: Any = self.programs.guide
+        params, scale = self.params, None
+        if isinstance(size.twist, Posterior):
+            guide, params, scale = learned_twist(size.twist)
         if reference is not None:
             # Only multinomial resampling leaves the others independent of the particle that must survive.
             size = size._replace(resampling="multinomial")
-        static = (policy, None if guide is None else guide.origin, self._twist(policy), prompts.examples, size)
-        fixed = (self.params, np.asarray(beta, np.float32), as_hash_key(key))
+        twist = scale if scale is not None else self._twist(policy)
+        # A posterior has done its part, and would only be in the way of the cache of programs.
+        size = size._replace(twist=None)
+        static = (policy, None if guide is None else guide.origin, twist, prompts.examples, size)
+        fixed = (params, np.asarray(beta, np.float32), as_hash_key(key))
         run = None
         replications = []
         # One replication after another, so that memory holds the caches of one.
@@ -212,7 +249,7 @@ class _Writer:
         self,
         theirs: CausalLMDistribution,
         ours: CausalLMDistribution | None,
-        twist: tuple[Reward, ...],
+        twist: tuple[Reward, ...] | float,
         options: ParticleOptions,
         beta: Array,
         prompts: _Prompts,
@@ -274,7 +311,7 @@ class _Writer:
         chosen = jnp.stack([jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_prior, log_q)], -1)
         chosen = jnp.where(state.done[:, None], 0.0, chosen)
         tokens = lax.dynamic_update_index_in_dim(state.tokens, token, t, 1)
-        twist = self._value(tokens, t)
+        twist = self._learned(hidden, token, state) if isinstance(self.twist, float) else self._value(tokens, t)
         # Each twist takes the place of the one before, so that only the last is left in a finished weight.
         log_weights = state.log_weights + chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
         done = state.done | is_eos(token, self.theirs.eos)
@@ -289,8 +326,17 @@ class _Writer:
         own = self.ours._logits(hidden[1:] if self.ours.support_model is None else hidden[::-1])
         return prior, jax.nn.log_softmax(own, axis=-1)
 
+    def _learned(self, hidden: list[Array], token: Array, state: _Particles) -> Array:
+        """Return the learned twist after a token, [rows], reward units; that of an ended text stays."""
+        assert self.ours is not None
+        assert isinstance(self.twist, float)
+        twists = self.ours.model.twists(hidden[1])
+        chosen = jnp.take_along_axis(twists, token[:, None], -1)[:, 0]
+        return jnp.where(state.done, state.twist, self.twist * chosen)
+
     def _value(self, tokens: Array, t: Array) -> Array:
         """Return the twist of the texts so far, [rows], reward units."""
+        assert isinstance(self.twist, tuple)
         there = self.theirs.text_mask(tokens) & (jnp.arange(tokens.shape[-1]) <= t)
         number, prompt, mask = (jnp.repeat(x, self.num, 0) for x in self.prompts[:3])
         texts = Completions(number, prompt, mask, tokens, there, self.prompts.examples)

@@ -27,6 +27,7 @@ from bayesrl.monte_carlo.particles.engines import (
 from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, cut_by_time
+from bayesrl.monte_carlo.particles.twists import refuse_peeking
 from bayesrl.monte_carlo.weighting import ScoredDraws, WeightedLane, log_mean_weight, weigh, weighted_draws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
@@ -38,8 +39,14 @@ type Form = Literal["auto", "sequential", "tempered"]
 type TwistOption = Annotated[
     Any,
     Requirement(
-        "None, 'exact', 'reward', or a function of (step, carry), or of a text, that returns a value in reward units",
-        lambda value: value is None or callable(value) or (isinstance(value, str) and value in ("exact", "reward")),
+        "None, 'exact', 'reward', what bayesrl.fit_twist returned, or a function of (step, carry), or of a text, that "
+        "returns a value in reward units",
+        lambda value: (
+            value is None
+            or callable(value)
+            or isinstance(value, Posterior)
+            or (isinstance(value, str) and value in ("exact", "reward"))
+        ),
         any_type=True,
     ),
 ]
@@ -115,7 +122,9 @@ def smc(
         form: `sequential` or `tempered`; `auto` takes the former if the program has one `scan`.
         proposal: what draws particles: a posterior with one temperature and restart, or None for the prior.
         twist: a function of (step, carry) that returns V, reward units, [*contexts], after each step of a `scan`, from
-            0; the carry at step −1 is the first. Or "exact": the soft value of every state of a finite program.
+            0; the carry at step −1 is the first. Or "exact": the soft value of every state of a finite program. Or a
+            learned one: a posterior from `bayesrl.fit_twist`, or a fit of a rollout by `bayesrl.control.ActorCritic`,
+            whose critic it takes.
             If the sites of a step are finite and there is no proposal, every value of a step is tried under the twist.
         schedule: temperatures to follow, falling to beta; None lets a pilot run choose.
         moves: kernels, of `independence`, `gibbs` and `hmc`; None takes all that apply.
@@ -173,6 +182,8 @@ def choose_engine(
         tempering: the schedule, the moves and their number.
     """
     structure = program.structure
+    if callable(options.twist):
+        refuse_peeking(program, options.twist)
     if nature := structure.names("environment"):
         raise EngineError(
             f"particles would tilt environment site {nature[0]!r}, which is nature's; use "

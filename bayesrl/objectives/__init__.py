@@ -9,15 +9,18 @@ from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.regularized_reward import RegularizedReward
 from bayesrl.objectives.reverse_kl import ReverseKL
 from bayesrl.objectives.trajectory_balance import TrajectoryBalance
+from bayesrl.objectives.twist_learning import ContrastiveTwist, SoftValueRegression
 
 __all__ = [
     "BestOfN",
     "ClippedKL",
+    "ContrastiveTwist",
     "FDivergence",
     "ForwardKL",
     "NumPyroELBO",
     "Objective",
     "RegularizedReward",
     "ReverseKL",
+    "SoftValueRegression",
     "TrajectoryBalance",
 ]

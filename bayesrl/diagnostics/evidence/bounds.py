@@ -37,6 +37,7 @@ from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample,
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.monte_carlo.sequential_monte_carlo import TwistOption
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.definitions import is_conditioned, is_control
@@ -57,7 +58,12 @@ KNOWN = tuple(
 """Options that are unused if the optimum is known."""
 
 
-@checked(EngineError, *KNOWN, Untraced("call it outside: it compiles its own programs"))
+@checked(
+    EngineError,
+    *KNOWN,
+    Untraced("call it outside: it compiles its own programs"),
+    UnusedOption("twist", lambda given: given["method"] != "smc", "only method='smc' looks ahead"),
+)
 @trace_cache()
 def evidence(
     key: PRNGKey,
@@ -68,6 +74,7 @@ def evidence(
     reward_bound: float | None = None,
     num_samples: Annotated[int, integer_range(256)] = 2**17,
     max_count: CountOrZero = MAX_COUNT,
+    twist: TwistOption = None,
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
@@ -90,6 +97,7 @@ def evidence(
         reward_bound: greatest total reward of a context, reward units, if it cannot be proven.
         num_samples: greatest number of draws.
         max_count: largest number of assignments to enumerate.
+        twist: by which the particles of `method="smc"` look ahead; see `bayesrl.smc`.
 
     Returns:
         `Evidence`, [*beta].
@@ -119,7 +127,7 @@ def evidence(
         chosen.refuse(fit._programs_for().structure, method)
     elif method == "dual":
         raise EngineError("method='dual' is of fits with another regulariser than KL; use method='auto'")
-    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen)
+    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen, twist)
     rows = []
     for i, (beta, one) in enumerate(_by_beta(fit)):
         own_key = fold_in(key, i)
@@ -217,8 +225,9 @@ class _Search:
         max_count: int,
         beta: Any,
         chosen: Chosen | None = None,
+        twist: Any = None,
     ) -> None:
-        self.method, self.reward_bound, self.beta, self.chosen = method, reward_bound, beta, chosen
+        self.method, self.reward_bound, self.beta, self.chosen, self.twist = method, reward_bound, beta, chosen, twist
         self.num_samples, self.max_count = num_samples, max_count
         self.target: WeightedDraws | None = None
         self._unreachable = ""
@@ -259,7 +268,9 @@ class _Search:
         if self.method == "smc":
             bounds = find_bounds(programs, beta, self.reward_bound)
             num = most_draws(self.num_samples, structure)
-            return bracket_by_particles(fold_in(key, 2), programs, params, beta, found, sampled, bounds, num)
+            return bracket_by_particles(
+                fold_in(key, 2), programs, params, beta, found, sampled, bounds, num, self.twist
+            )
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found, _ = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found

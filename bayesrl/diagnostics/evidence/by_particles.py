@@ -55,6 +55,7 @@ def bracket_by_particles(
     sampled: TemperedSample,
     bounds: Bounds,
     num_samples: int,
+    twist: Any = None,
 ) -> Evidence:
     """Bracket one fit from particles of the prior or of the fit, whichever a pilot finds better.
 
@@ -71,12 +72,13 @@ def bracket_by_particles(
         sampled: those draws.
         bounds: on the rewards, if they are proven or given.
         num_samples: greatest number of particles in all forward runs.
+        twist: of `smc`.
 
     References:
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
     """
     num = int(np.clip(num_samples // NUM_GROUPS, 2, _MOST_PARTICLES))
-    engine = _better_engine(fold_in(key, 0), programs, params, beta, num)
+    engine = _better_engine(fold_in(key, 0), programs, params, beta, num, twist)
     forward = _run(fold_in(key, 1), engine, beta, num, None)
     exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples)
     caveat, met = "", True
@@ -89,17 +91,22 @@ def bracket_by_particles(
     return _joined(programs, params, beta, found, sampled, forward, backward, caveat, has_upper=met)
 
 
-def _better_engine(key: PRNGKey, programs: Programs, params: Params, beta: float | None, num: int) -> ParticleEngine:
+def _better_engine(
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, num: int, twist: Any
+) -> ParticleEngine:
     """Propose from the prior or from the fit: log Ẑ is too low on average, and the better proposal's is higher."""
     # A small pilot, as only the order of the two matters.
-    small = ParticleOptions(min(num, 64), _PILOT, 0.5, "systematic", None)
+    small = ParticleOptions(min(num, 64), _PILOT, 0.5, "systematic", twist)
     proposals = [None, (programs, params)]
     means = []
     for i, proposal in enumerate(proposals):
         try:
             engine = choose_engine(replace(programs, guide=None, transforms={}), proposal, "auto", small)
             means.append(float(_run(fold_in(key, i), engine, beta, small.num_particles, None).log_z.mean()))
-        except EngineError:
+        except EngineError as error:
+            # A twist that does not fit is the caller's mistake, and the first proposal shows it.
+            if twist is not None and i == 0:
+                raise error
             means.append(-math.inf)
     best = proposals[int(np.argmax(means))]
     options = small._replace(num_particles=num, num_replications=NUM_GROUPS)

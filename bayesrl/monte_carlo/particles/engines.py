@@ -24,8 +24,9 @@ from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
 from bayesrl.monte_carlo.particles.tempering import TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
-from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist
+from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist, learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
+from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import Params, PRNGKey
 
@@ -221,8 +222,8 @@ class SequentialParticles:
                 "a function of (step, carry), or twist='exact'"
             )
         # Without β the run is for p(y), where rewards, and so their values, do not count.
-        elif self.size.twist is not None and beta is not None:
-            twist = UserTwist(self.size.twist, structure)
+        elif self.size.twist is not None and (beta is not None or isinstance(self.size.twist, Posterior)):
+            twist = UserTwist(self._function(self.size.twist), structure)
         look_ahead = twist is not None and steps.programs.guide is None and steps.is_finite
         return FilterPlan(
             steps,
@@ -234,6 +235,14 @@ class SequentialParticles:
             context_axes(structure),
             carry_axes,
         )
+
+    def _function(self, twist: Any) -> Callable[..., Any]:
+        if not isinstance(twist, Posterior):
+            function: Callable[..., Any] = twist
+            return function
+        guide, params, _ = learned_twist(twist)
+        values: Callable[..., Any] = guide.twist_values(params)
+        return values
 
 
 def check_filter(structure: Structure, num_particles: int, twists: np.ndarray, sizes: np.ndarray, first: int) -> None:

@@ -207,7 +207,7 @@ class _Filter:
         each = jax.vmap(lambda *own: jax.vmap(lambda v: run(v, *own), axis_size=number)(values), axis_size=num)(*given)
         draws, carries = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), each)
         lead = (number, num)
-        prior = draws.totals((*lead, *self.shape)).log_prior.reshape(*lead, -1)
+        prior = draws.totals((*lead, *self.shape)).log_prior.reshape(*lead, -1) - self._masked_mass(draws, axes)
         # Every value is tried here, none is proposed: there is no guide, so the gain is reward and likelihood alone.
         gain = self._gain(draws, lead)
         tried = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), before) if given else draws.sites
@@ -227,6 +227,20 @@ class _Filter:
         return _Move(
             sites, self._map_carries(self._pick, carries, chosen), of_chosen(gain), best - twisted, of_chosen(later)
         )
+
+    def _masked_mass(self, draws: Draws, axes: tuple[Axis, ...]) -> Array:
+        """Return what the priors of masked sites add up to, the log of their number of values, as in enumeration.
+
+        A masked site scores 0 for every value, so that nothing depends on it, and a uniform distribution serves.
+        """
+        sizes, found = [axis.size for axis in axes], jnp.zeros((1, 1, 1))
+        for place, axis in enumerate(axes):
+            scores = draws.log_prior[axis.site].sum(-1)
+            grid = scores.reshape(*sizes, self.num, -1)
+            masked = (grid == 0).all(place, keepdims=True) & (axis.size > 1)
+            mass = jnp.where(jnp.broadcast_to(masked, grid.shape), math.log(axis.size), 0.0)
+            found = found + mass.reshape(math.prod(sizes), self.num, -1)
+        return found
 
     def _referred(self, names: tuple[str, ...], t: Any) -> dict[str, Array]:
         """Return the reference's values of the named sites, of one step if `t` tells which."""

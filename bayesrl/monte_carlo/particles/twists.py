@@ -9,14 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.programs import Programs
+from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
+from bayesrl.core.trace import trace_abstractly, trace_program
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.grid import assignments
-from bayesrl.exact.scan_states import reads_outputs, split_scan, tabulate_states
+from bayesrl.exact.scan_states import PartialScan, reads_outputs, split_scan, tabulate_states
 from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.guides.policy_analysis import analyze_policy
+from bayesrl.jaxprs.dataflow import input_dependencies
+from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
+from bayesrl.typing import Params
 
 type Axes = tuple[int | None, ...]
 """Where each context plate lies in an array; None for a plate that the array is outside of."""
@@ -24,6 +31,52 @@ type Axes = tuple[int | None, ...]
 type Twist = Callable[[Array, Any, Mapping[str, Array]], Array]
 """From the step just taken (−1 before the first), the carry after it and the latent sites before the scan to the value
 of what is still to come, reward units, [*contexts]."""
+
+
+def learned_twist(posterior: Posterior) -> tuple[Any, Params, float]:
+    """Return the guide that holds a learned twist, its parameters and its temperature.
+
+    Raises:
+        EngineError: the guide of the posterior has no value of what is to come.
+    """
+    one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    programs, params = one.unbatched()
+    if not hasattr(programs.guide, "twist_values"):
+        raise EngineError(
+            f"twist= is a posterior whose guide, a {type(programs.guide).__name__}, values no states; pass what "
+            "bayesrl.fit_twist returned, or a fit of a rollout by bayesrl.control.ActorCritic, and a posterior to draw "
+            "from as proposal="
+        )
+    return programs.guide, programs.constrain(params), 1.0 if one.beta is None else float(one.beta)
+
+
+def refuse_peeking(programs: Programs, function: Callable[..., Any]) -> None:
+    """Refuse a function of (step, carry) that looks at what the agent does not see.
+
+    Raises:
+        EngineError: naming the site.
+    """
+    structure = programs.structure
+    if not any(site.hidden for site in structure.sites) or {site.scan for site in structure.sites} - {None} != {0}:
+        return
+    # Any key serves, because nothing is computed.
+    key = dummy_key()
+    window = PartialScan(programs.policy, "watch")
+    trace_abstractly(lambda: trace_program(FoldedKeys(window, key), *programs.args))
+    leaves, form = jax.tree.flatten(window.carry)
+    like = {str(i): jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for i, x in enumerate(leaves)}
+    facts = analyze_policy(key, programs.policy, structure, programs.args, {}).carries[0]
+
+    def value(held: dict[str, Array]) -> Any:
+        return function(jnp.asarray(0), jax.tree.unflatten(form, [held[str(i)] for i in range(len(leaves))]))
+
+    read = frozenset[str]().union(*input_dependencies(value, like))
+    seen = sorted(name for i in read for name in facts[int(i)].reached if structure[name].hidden)
+    if seen:
+        raise EngineError(
+            f"the twist looks at {seen[0]!r} in the carry, an environment site that the agent does not see "
+            "(observable=False); read only what the agent sees"
+        )
 
 
 class UserTwist:
@@ -34,7 +87,7 @@ class UserTwist:
 
     def __init__(self, function: Callable[..., Any], structure: Structure) -> None:
         self.function, self.shape = function, structure.context_shape
-        last = structure.sites[-1]
+        last = [site for site in structure.sites if site.kind != "metric"][-1]
         self.length = last.length if last.scan is not None else None
 
     def __call__(self, step: Array, carry: Any, before: Mapping[str, Array]) -> Array:
