@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def _select(eqn: Any, x: list[Range]) -> Range:
 # ---- sums ------------------------------------------------------------------------------------
 
 
-def _total(x: Range, axes: tuple[SupportsIndex, ...], aval: Any, *, exact_terms: bool) -> Range:
+def _total(x: Range, axes: tuple[int, ...], aval: Any, *, exact_terms: bool) -> Range:
     """Sum ranges; move the ends outwards by the possible rounding of terms and partial sums."""
     result = [side.sum(axes) for side in x]
     if jnp.issubdtype(aval.dtype, jnp.integer):
@@ -356,7 +356,10 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     "select_n": _select,
     "convert_element_type": _cast,
     # reductions
-    "reduce_sum": lambda eqn, x: _total(x[0], eqn.params["axes"], eqn.outvars[0].aval, exact_terms=True),
+    # Axes may be NumPy's integers.
+    "reduce_sum": lambda eqn, x: _total(
+        x[0], tuple(map(int, eqn.params["axes"])), eqn.outvars[0].aval, exact_terms=True
+    ),
     "reduce_max": _shaped(lambda eqn, side: side.max(eqn.params["axes"])),
     "reduce_min": _shaped(lambda eqn, side: side.min(eqn.params["axes"])),
     "reduce_and": _shaped(lambda eqn, side: side.min(eqn.params["axes"])),
