@@ -181,6 +181,7 @@ CALLS: dict[str, Call] = {
     "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
     "preferences.PreferenceData": lambda t: {"kind": "pairs", "items": ({"completion": "a"}, {"completion": "b"}),
                                              "members": np.array([[0, 1]]), "ranks": np.array([[0, 1]])},
+    "preferences.TextScores": lambda t: {"model": t.writer},
     "preferences.bradley_terry": lambda t: {"data": t.pairs},
     "preferences.infer": lambda t: {"key": t.key, "model": preferences.bradley_terry(t.pairs), "num_samples": 2},
     "preferences.plackett_luce": lambda t: {"data": t.pairs},

@@ -60,7 +60,7 @@ class AutoModelGuide(AutoGuide):
     start: Pretrained | None = field(default=None, compare=False)  # of the same shape, instead of the reference
 
     @abc.abstractmethod
-    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+    def declare[Model: Transformer](self, key: PRNGKey, model: Model) -> Model:
         """Declare the trainable parameters, and return the model with them."""
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
@@ -104,7 +104,7 @@ class FullParameters(AutoModelGuide):
         """Suggest an Adam rate: smaller for wider models."""
         return min(_MAX_RATE, _RATE_TIMES_WIDTH / _width(params))
 
-    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+    def declare[Model: Transformer](self, key: PRNGKey, model: Model) -> Model:
         """Declare one parameter per array; see `AutoModelGuide.declare`."""
         return declare_parameters(model)
 
@@ -147,7 +147,7 @@ class LoRA(AutoModelGuide):
         """Suggest an Adam rate: several times that of all parameters, since the paths start at zero."""
         return min(5 * _MAX_RATE, 10 * _RATE_TIMES_WIDTH / _width(params))
 
-    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+    def declare[Model: Transformer](self, key: PRNGKey, model: Model) -> Model:
         """Declare U and D of each linear map of the blocks; see `AutoModelGuide.declare`."""
         factor = (2.0 * self.rank if self.scale is None else self.scale) / self.rank
         leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
@@ -158,7 +158,7 @@ class LoRA(AutoModelGuide):
             else leaf
             for index, (path, leaf) in enumerate(leaves)
         ]
-        result: CausalLM = jax.tree.unflatten(treedef, adapted)
+        result: Model = jax.tree.unflatten(treedef, adapted)
         return result
 
     def _with_path(self, key: PRNGKey, name: str, linear: Linear, factor: float) -> Linear:

@@ -5,5 +5,15 @@ from bayesrl.preferences.inference import infer
 from bayesrl.preferences.records.preference_data import PreferenceData
 from bayesrl.preferences.records.record_reading import read
 from bayesrl.preferences.reward_posterior import RewardPosterior
+from bayesrl.preferences.text_scores import TextScores
 
-__all__ = ["PreferenceData", "RewardPosterior", "bradley_terry", "infer", "plackett_luce", "read", "thurstone"]
+__all__ = [
+    "PreferenceData",
+    "RewardPosterior",
+    "TextScores",
+    "bradley_terry",
+    "infer",
+    "plackett_luce",
+    "read",
+    "thurstone",
+]

@@ -1,26 +1,38 @@
 """Models of preference as NumPyro programs: Bradley–Terry, Thurstone, Plackett–Luce."""
 
 import warnings
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked
+from bayesrl.argument_types import Requirement
+from bayesrl.arguments import Count, Positive, checked
 from bayesrl.display.formatting import pluralize
 from bayesrl.errors import PreferenceError
 from bayesrl.preferences.preference_program import PreferenceModel, check_outcomes
 from bayesrl.preferences.records.preference_data import PreferenceData
 from bayesrl.preferences.records.record_formats import Item
 from bayesrl.preferences.score_models import FreeScores, LinearScores, ScoreModel, check_features
+from bayesrl.preferences.text_scores import TextScores
+from bayesrl.value_checks import are_finite
 
 _MOST_NAMED = 5
+
+type Features = Annotated[
+    Any,
+    Requirement(
+        "finite numbers [items, features], preferences.TextScores(model), or None",
+        lambda value: value is None or isinstance(value, TextScores) or are_finite(value),
+        any_type=True,
+    ),
+]
 
 
 @checked(PreferenceError)
 def bradley_terry(
     data: PreferenceData,
     *,
-    features: FiniteNumbersOrNone = None,
+    features: Features = None,
     scale: Positive = 1.0,
     ties: Literal["davidson", "rao_kupper"] | None = None,
     annotators: bool = False,
@@ -38,7 +50,8 @@ def bradley_terry(
 
     Args:
         data: pairs or labels.
-        features: of the items, [items, features]: s = features · weights; None gives each item a free score.
+        features: of the items, [items, features]: s = features · weights; or `TextScores(model)`, a last layer on a
+            language model or a classifier; None gives each item a free score.
         scale: prior standard deviation of scores, or of weights, in units of log-odds.
         ties: "davidson": P(tie) ∝ ν·√(P_i P_j) with ν = e^tie; or "rao_kupper", with θ = 1 + e^tie. Data with ties need
             one of them.
@@ -78,7 +91,7 @@ def bradley_terry(
 def thurstone(
     data: PreferenceData,
     *,
-    features: FiniteNumbersOrNone = None,
+    features: Features = None,
     scale: Positive = 1.0,
     ties: Literal["glenn_david"] | None = None,
     annotators: bool = False,
@@ -92,7 +105,7 @@ def thurstone(
 
     Args:
         data: pairs or labels.
-        features: of the items, [items, features]; None gives each item a free score.
+        features: of the items, [items, features], or `TextScores(model)`; None gives each item a free score.
         scale: prior standard deviation of scores, or of weights, in units of the noise of one impression.
         ties: "glenn_david": impressions nearer than e^tie are a tie.
         annotators: whether each annotator has a temperature τ.
@@ -130,7 +143,7 @@ def thurstone(
 def plackett_luce(
     data: PreferenceData,
     *,
-    features: FiniteNumbersOrNone = None,
+    features: Features = None,
     scale: Positive = 1.0,
     annotators: bool = False,
     length: bool = False,
@@ -140,7 +153,7 @@ def plackett_luce(
 
     Args:
         data: rankings of two items or more, or pairs; without ties.
-        features: of the items, [items, features]; None gives each item a free score.
+        features: of the items, [items, features], or `TextScores(model)`; None gives each item a free score.
         scale: prior standard deviation of scores, or of weights.
         annotators: whether each annotator has a temperature τ.
         length: whether the logarithm of the text's length counts.
@@ -181,7 +194,9 @@ def _made(
         raise PreferenceError("the data have no rows; pass at least one judgement")
     _check_kind(name, data, ties=ties, position=position)
     scores: ScoreModel = FreeScores(data.items, scale)
-    if features is not None:
+    if isinstance(features, TextScores):
+        scores = features.score_model(data, scale)
+    elif features is not None:
         scores = LinearScores(check_features(features, data), scale)
     if annotators:
         _check_annotators(data)

@@ -1,9 +1,11 @@
 """`infer`: the posterior of scores, by Laplace, NUTS, SVI or quadrature."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 
 from bayesrl.arguments import Count, CountAboveOne, UnusedOption, checked
 from bayesrl.compilation.random_keys import fold_in
@@ -21,6 +23,8 @@ from bayesrl.preferences.engines.laplace_approximation import (
 )
 from bayesrl.preferences.preference_program import PreferenceModel
 from bayesrl.preferences.reward_posterior import RewardPosterior
+from bayesrl.preferences.score_models import ScoreModel
+from bayesrl.preferences.text_scores import TrainedTextScores
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.fitting import fit
 from bayesrl.typing import PRNGKey
@@ -81,11 +85,16 @@ def infer(
         No-U-Turn sampler"; Vehtari et al. (2024), "Pareto smoothed importance sampling", for k̂.
     """
     density = FlatDensity.of(model)
+    if method != "fit" and isinstance(model.score_model, TrainedTextScores):
+        raise PreferenceError(
+            f"method={method!r} trains nothing, and the scores have train=; use method='fit', and then any method for "
+            "the model of its posterior, whose last layer stands on what was trained"
+        )
     rng = np.random.default_rng(np.asarray(jax.random.bits(fold_in(key, 1), (4,))).tolist())
     if method == "nuts":
         return _by_nuts(key, density, rng, num_samples, num_warmup, num_chains)
     if method == "fit":
-        return _by_fit(key, density, rng, num_samples, num_steps)
+        return _by_fit(key, model, rng, num_samples, num_steps)
     if method == "quadrature":
         check_axes(density)
     gaussian, own_evidence = laplace(density)
@@ -145,13 +154,32 @@ def _by_nuts(
 
 
 def _by_fit(
-    key: PRNGKey, density: FlatDensity, rng: np.random.Generator, num_samples: int, num_steps: int
+    key: PRNGKey, given: PreferenceModel, rng: np.random.Generator, num_samples: int, num_steps: int
 ) -> RewardPosterior:
+    density = FlatDensity.of(given)
     model = density.model
-    fitted = fit(key, model, guide=gaussian_guide(model), num_steps=num_steps, learning_rate=_RATE, progress=False)
-    programs, params = fitted.unbatched()
-    gaussian = gaussian_of(model, programs.constrain(params))
+    optimizer = _optimizer(model.score_model, num_steps)
+    fitted = fit(key, given, guide=gaussian_guide(given), num_steps=num_steps, optimizer=optimizer, progress=False)
+    programs, unconstrained = fitted.unbatched()
+    params = programs.constrain(unconstrained)
+    gaussian = gaussian_of(model, params)
+    if isinstance(model.score_model, TrainedTextScores):
+        model = replace(model, score_model=model.score_model.frozen(params))
+        density = FlatDensity.of(model)
     check = weighted_check(density, gaussian, rng, _WEIGHED)
     draws = density.split(gaussian.draw(rng, num_samples))
     told = {"khat": check.khat}
     return RewardPosterior(model, "fit", draws, gaussian, check.log_evidence, check.divergence, told, fit=fitted)
+
+
+def _optimizer(scores: ScoreModel, num_steps: int) -> Any:
+    """Return Adam with a rate in units of the prior, and another one for what is trained under the last layer."""
+    rates = {"guide": optax.cosine_decay_schedule(_RATE, num_steps)}
+    if not isinstance(scores, TrainedTextScores):
+        return optax.adam(rates["guide"])
+    trained = scores.trainable()
+    rates["body"] = optax.cosine_decay_schedule(scores.learning_rate(trained), num_steps)
+    return optax.multi_transform(
+        {name: optax.adam(rate) for name, rate in rates.items()},
+        lambda params: {name: "body" if name in trained else "guide" for name in params},
+    )

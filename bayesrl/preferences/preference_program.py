@@ -53,9 +53,10 @@ class PreferenceModel:
             name: numpyro.sample(name, dist.Normal(0.0, scale).expand(list(shape)).to_event(len(shape)))
             for name, (scale, shape) in self.priors.items()
         }
+        body = self.score_model.declare()
         size = self.batch_size if self.batch_size is not None and self.batch_size < len(self.data) else None
         with numpyro.plate("row", len(self.data), subsample_size=size) as index:
-            numpyro.sample(OUTCOME, self.outcome_given(sites, index), obs=as_whole(self.observed)[index])
+            numpyro.sample(OUTCOME, self.outcome_given(sites, index, body), obs=as_whole(self.observed)[index])
 
     @property
     def priors(self) -> dict[str, tuple[float, tuple[int, ...]]]:
@@ -72,10 +73,10 @@ class PreferenceModel:
         }
         return priors | ({TEMPERATURE: (_ANNOTATOR_SCALE, (len(self.data.annotators),))} if self.annotators else {})
 
-    def outcome_given(self, sites: Mapping[str, Array], index: Any) -> dist.Distribution:
-        """Return the distribution of the outcomes of some rows, by number, given the latent sites."""
+    def outcome_given(self, sites: Mapping[str, Array], index: Any, body: Any = None) -> dist.Distribution:
+        """Return the distribution of the outcomes of rows, by number, given the latent sites and what is trained."""
         members = as_whole(self.data.members)[index]
-        scores = self.score_model.scores(sites[self.score_model.site], members)
+        scores = self.score_model.scores(sites[self.score_model.site], members, body)
         if self.lengths is not None:
             scores = scores + sites["length"] * as_real(self.lengths)[members]
         if self.annotators:
@@ -123,7 +124,9 @@ class PreferenceModel:
                     f"features have {table.shape[1]} columns, and the model {scores.features.shape[1]}"
                 )
             scores = replace(scores, features=table)
-        made = replace(self, data=data, score_model=scores.for_items(data.items), batch_size=None)
+        elif data.items is not self.data.items and data.items != self.data.items:
+            scores = scores.for_items(data.items)
+        made = replace(self, data=data, score_model=scores, batch_size=None)
         if self.annotators and data.annotators != self.data.annotators:
             made = replace(made, data=_renumbered(data, self.data.annotators))
         if self.lengths is not None and data.items != self.data.items:

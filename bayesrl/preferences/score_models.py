@@ -33,8 +33,12 @@ class ScoreModel(abc.ABC):
     def size(self) -> int:
         """How many numbers the latent site has."""
 
+    def declare(self) -> Any:
+        """Declare parameters that are trained beside the latent site; return what `scores` needs of them."""
+        return None
+
     @abc.abstractmethod
-    def scores(self, latent: Array, items: Any) -> Array:
+    def scores(self, latent: Array, items: Any, body: Any = None) -> Array:
         """Return the scores of items, by number, of the shape of their numbers."""
 
     @abc.abstractmethod
@@ -59,7 +63,7 @@ class FreeScores(ScoreModel):
         """One for each item."""
         return len(self.items)
 
-    def scores(self, latent: Array, items: Any) -> Array:
+    def scores(self, latent: Array, items: Any, body: Any = None) -> Array:
         """Look scores up."""
         return latent[items]
 
@@ -86,19 +90,17 @@ class LinearScores(ScoreModel):
         """One for each feature."""
         return int(self.features.shape[1])
 
-    def scores(self, latent: Array, items: Any) -> Array:
+    def scores(self, latent: Array, items: Any, body: Any = None) -> Array:
         """Map features to scores."""
         # All items at once: there are fewer of them than of comparisons.
         return (as_real(self.features) @ latent)[items]
 
     def for_items(self, items: Sequence[Item]) -> "LinearScores":
-        """Return itself, if there are as many items as rows of features."""
-        if len(items) != len(self.features):
-            raise PreferenceError(
-                f"there are {len(items)} items and {len(self.features)} rows of features; pass features= for the new "
-                "items"
-            )
-        return self
+        """Refuse other items: their features are not known."""
+        raise PreferenceError(
+            f"the model has features of its own {len(self.features)} items, and these {len(items)} are others; pass "
+            "features= for them"
+        )
 
 
 def as_real(values: Any) -> Array:

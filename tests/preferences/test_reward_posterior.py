@@ -171,7 +171,7 @@ def test_scores_linear_in_features_reach_new_items() -> None:
     assert np.isfinite(posterior.log_score(new, features=np.eye(2, 3)).mean)
     drawn = posterior.scores_of(new.items, features=np.eye(2, 3))
     np.testing.assert_allclose(drawn, posterior.draws["weights"][:, :2], rtol=1e-6)
-    with pytest.raises(PreferenceError, match="there are 2 items and 12 rows of features"):
+    with pytest.raises(PreferenceError, match="features of its own 12 items, and these 2 are others; pass features="):
         posterior.scores_of(new.items)
 
 

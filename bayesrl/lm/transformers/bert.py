@@ -118,6 +118,12 @@ class BertClassifier(Transformer):
         Returns:
             Unnormalized log-probabilities of the classes, in float32, [labels].
         """
+        return self.head.scores(self.features(tokens, mask, kinds))
+
+    def features(
+        self, tokens: Int[Array, "n"], mask: Bool[Array, "n"], kinds: Int[Array, "n"] | None = None
+    ) -> Float[Array, "width"]:
+        """Return what the last layer reads of a text, [width]; arguments as above."""
         places = jnp.arange(tokens.shape[0])
         x = self.token(tokens)
         if self.position is not None:
@@ -133,7 +139,7 @@ class BertClassifier(Transformer):
         x = x if self.last_norm is None else self.last_norm(x)
         pooled = jnp.where(mask[:, None], x, 0).sum(0) / jnp.maximum(mask.sum(), 1) if self.config.mean else x[0]
         pooled = find_activation(self.config.pooled_by)(self.pool(pooled.astype(x.dtype)))
-        return self.head.scores(pooled if self.pool_norm is None else self.pool_norm(pooled))
+        return pooled if self.pool_norm is None else self.pool_norm(pooled)
 
 
 _PARTS = {
