@@ -60,7 +60,7 @@ class AutoModelGuide(AutoGuide):
     start: Pretrained | None = field(default=None, compare=False)  # of the same shape, instead of the reference
 
     @abc.abstractmethod
-    def declare[Model: Transformer](self, key: PRNGKey, model: Model) -> Model:
+    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
         """Declare the trainable parameters, and return the model with them."""
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
