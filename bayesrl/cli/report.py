@@ -22,7 +22,6 @@ from bayesrl.problem import Problem, load_problem
 from bayesrl.ready_models import model_names
 from bayesrl.report.fit_results import FitResults, collect
 from bayesrl.report.write import check_path, write_fits
-from bayesrl.statistics.regularizer_names import regularizer_of
 from bayesrl.svi.saved_fits import load
 
 
@@ -82,7 +81,7 @@ def collect_run(
         posterior,
         held_out=None if problem is None else problem.held_out,
         # A problem knows the optimum with KL.
-        optimum=None if problem is None or regularizer_of(posterior.settings)[0] != "kl" else problem.optimum,
+        optimum=None if problem is None or {"regularizer", "best_of_n"} & {*posterior.settings} else problem.optimum,
         gold=gold,
         held_out_evidence=held_out,
         settings=tuple(rows),

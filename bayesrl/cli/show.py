@@ -35,7 +35,7 @@ from bayesrl.display.formatting import (
     pluralize,
 )
 from bayesrl.display.tables import WIDTH, Table, format_text, rich_table, split_columns
-from bayesrl.statistics.regularizer_names import regularizer_formula
+from bayesrl.statistics.regularizer_names import distils, regularizer_formula
 
 _COLUMNS = ("β", "J", "E[R]", "D", "KL", "log Z", "J*", "gap", "relative gap", "log p(y)")
 
@@ -100,8 +100,11 @@ def _evidence_table(fit: Evidence, held_out: Evidence | None = None) -> Renderab
         "log Z": fit.regularizer != "kl",
         "D": fit.regularizer == "kl",
     }
+    if fit.best_of is not None:
+        absent |= dict.fromkeys(("J", "J*", "log Z"), True)
     names = [name for name in _COLUMNS if not absent.get(name, False)]
-    headings = [fit.symbol if name == "D" else name for name in names]
+    gap = "gap" if fit.best_of is None else "β·KL(q‖pₙ)"
+    headings = [{"D": fit.symbol, "gap": gap}.get(name, name) for name in names]
     rows = [(label, row.cells()) for label, row in labelled]
     parts = _within_80(Table(["", *headings], [[label, *(cells[name] for name in names)] for label, cells in rows]))
     if fit.metrics:
@@ -170,6 +173,10 @@ def _legend(fit: Evidence, held_out: Evidence | None) -> Iterator[str]:
     each = f", means over {fit.num_contexts:,} contexts" if fit.num_contexts > 1 else ""
     if fit.beta is None:
         yield f"Without rewards J is the ELBO and J* = log Z: all in nats{each}."
+    elif fit.best_of is not None:
+        yield f"{distils(fit.best_of)} KL in nats, the rest in reward units{each}."
+        yield "relative gap = KL(q‖pₙ) / KL(pₙ‖π₀), pₙ their law."
+        return
     elif fit.regularizer == "kl":
         yield f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}."
     else:

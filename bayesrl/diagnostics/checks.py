@@ -72,6 +72,8 @@ def checks_listing(checks: Sequence[Check]) -> Table:
 
 def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
     """Ask how much of the possible gain is still missing, at the worst β, and give a remedy if it is too much."""
+    if evidence.best_of is not None:
+        return _distance_check(evidence, remedy)
     of_kl = evidence.regularizer == "kl"
     reference = "J* − J(q) = β·KL(q‖p*)" if of_kl else f"J* − J(q), where J = E[R] − β·{evidence.symbol}"
     if evidence.relative_gap is None or evidence.gap is None:
@@ -88,6 +90,23 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
     elif outcome == "fail" and value < GOOD_SHARE:
         limit = GOOD_SHARE / 2
     return Check("gap", value, limit, outcome, explanation, reference)
+
+
+def _distance_check(evidence: Evidence, remedy: str) -> Check:
+    """Ask how far a fit to the best of n draws is from their law, at the worst β."""
+    reference = "KL(q‖pₙ) beside KL(pₙ‖π₀), pₙ the law of the best of n"
+    outcomes, values = zip(*(_judge_gap(row) for row in evidence.rows), strict=True)
+    worst = _worst(outcomes, values)
+    row, outcome = evidence.rows[worst], outcomes[worst]
+    assert row.kl_reverse is not None
+    explanation = (
+        f"KL(q‖pₙ) is {format_share(values[worst])} of KL(pₙ‖π₀), the way from the prior to the best of "
+        f"n = {evidence.best_of}{'.' if outcome == 'pass' else f': {remedy}'}"
+    )
+    if outcome == "unknown":
+        explanation = f"how far it is from the best of n = {evidence.best_of} cannot be told: {evidence.caveat}."
+    limit = GOOD_SHARE * (2 if outcome == "pass" and values[worst] > GOOD_SHARE else 1)
+    return Check("gap", values[worst], limit, outcome, explanation, reference)
 
 
 def _judge_gap(row: Evidence) -> tuple[Outcome, float]:
@@ -177,9 +196,11 @@ def _judge_share(
 
 def coverage_check(evidence: Evidence) -> Check:
     """Ask how much of p* lies where the fit hardly goes: k̂ cannot see a dropped mode."""
-    other = evidence.regularizer != "kl"
+    other = evidence.regularizer != "kl" or evidence.best_of is not None
     reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
-    if other:
+    if evidence.best_of is not None:
+        reference += f", the law of the best of n = {evidence.best_of}"
+    elif other:
         reference += f", the optimum with {evidence.symbol} in the place of KL"
     missed = np.reshape(evidence.missed_mass, -1)
     if not np.isfinite(missed).any():

@@ -31,6 +31,8 @@ from bayesrl.diagnostics.evidence.tempered_sample import worth_of
 from bayesrl.display.tables import Displayable, DisplayBlock, Line
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.regularized import distance_to_best_of_n
+from bayesrl.statistics.regularizer_names import distils
 from bayesrl.typing import PRNGKey
 
 type Verdict = Literal["pass", "fail", "unknown"]
@@ -178,6 +180,8 @@ def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
     if not len(steps):
         return np.zeros((1, 1)), None
     objective = np.asarray(best.history["objective"], float).reshape(len(steps), -1)
+    if (distance := distance_to_best_of_n(best.settings, best.beta, best.history)) is not None:
+        objective = -distance.reshape(len(steps), -1)
     return objective, estimate_trend(objective, steps, dict(best.settings))
 
 
@@ -236,6 +240,8 @@ def _gain(found: Evidence | None, objective: np.ndarray) -> float:
 def _verdict(checks: list[Check], reason: str, found: Evidence | None) -> tuple[Verdict, str]:
     """One word and one sentence that explains it, and says of which J it is, if not that with KL."""
     word, explanation = _judged(checks, reason)
+    if found is not None and found.best_of is not None:
+        return word, f"{explanation} {distils(found.best_of)}"
     if found is None or found.regularizer == "kl":
         return word, explanation
     return word, f"{explanation} J and its optimum are those with {found.symbol} in the place of KL."

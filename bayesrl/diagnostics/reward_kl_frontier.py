@@ -22,7 +22,7 @@ from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
-from bayesrl.statistics.regularizer_names import regularizer_of
+from bayesrl.statistics.regularizer_names import distils, regularizer_of
 from bayesrl.typing import PRNGKey
 
 _FALSE_ALARM = 0.01
@@ -125,7 +125,7 @@ def frontier(
 
     Raises:
         PolicyError: there is only one β, or one occurs twice; gold is not a deterministic site; the evidence
-            has other β; or the posterior was loaded without its policy.
+            has other β; the fit distils the best of n; or the posterior was loaded without its policy.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -144,6 +144,8 @@ def frontier(
         lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
         overoptimization", for gold beside proxy.
     """
+    if "best_of_n" in posterior.settings:
+        raise PolicyError(f"{distils(posterior.settings['best_of_n'])} That law is the same at every β: no frontier")
     betas, programs = _sweep_of(posterior), full_data_fit(posterior)._programs_for()
     metrics = programs.structure.names("metric")
     if gold is not None and gold not in metrics:

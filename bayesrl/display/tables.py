@@ -1,7 +1,7 @@
 """How objects display themselves: a few lines and small tables, as HTML in a notebook and as text in a terminal.
 
 Everything is escaped: text that looks like markup stays text. The columns of a fit's numbers, for terminals, notebooks
-and reports alike, are in `cells` of `diagnostics/evidence/result.py`.
+and reports alike, are in `evidence_cells.py`.
 """
 
 import textwrap

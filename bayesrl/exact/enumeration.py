@@ -38,6 +38,7 @@ from bayesrl.exact.tabulation import (
     tabulate_stages,
 )
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
+from bayesrl.statistics.best_of_n_law import best_of_n_law, rank_rewards
 from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.statistics.evaluations import Evaluations
@@ -127,10 +128,16 @@ def enumerate_target(
     *,
     regularizer: RegularizerName = "kl",
     alpha: float | None = None,
+    best_of: int | None = None,
 ) -> WeightedDraws:
-    """Like `enumerate_posterior`, but with the compiled program that `evaluate_exactly` uses for the fit."""
+    """Like `enumerate_posterior`, but with the compiled program that `evaluate_exactly` uses for the fit.
+
+    With `best_of` = n, p* is the law of the best of n draws, at every temperature, and J* and log Z are None.
+    """
     chosen = make_regularizer(regularizer, alpha)
     program, params = beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
+    if best_of is not None:
+        return _best_of_n(program, params, beta, max_count, best_of)
     if chosen is None:
         return _solved(program, params, beta, max_count)
     return _regularized(program, params, beta, max_count, chosen, regularizer, alpha)
@@ -176,6 +183,22 @@ def _regularized(
     roots = [np.asarray(solution.multiplier).reshape(structure.context_shape) for solution in solutions]
     multiplier = np.stack(roots).reshape((*betas.shape, *structure.context_shape))
     return replace(result, regularizer=name, alpha=alpha, multiplier=multiplier)
+
+
+def _best_of_n(program: Programs, params: Params, beta: Beta | None, max_count: int, n: int) -> WeightedDraws:
+    """Tabulate the law of the best of n draws, as p* of β·log pₙ/π₀ in the place of the reward."""
+    axes = path_axes(program.structure)
+    check_grid_size(axes, program.structure, max_count, None)
+    stage = enumerate_paths(program, params, axes).stage
+    law = best_of_n_law(stage.log_prob("action")[0], rank_rewards(stage.reward[0]), n)
+    betas = np.asarray(beta, float)
+    stages = [[replace(stage, reward=float(b) * law.log_ratio[None])] for b in betas.reshape(-1)]
+    solutions = [solve(one, float(b)) for one, b in zip(stages, betas.reshape(-1), strict=True)]
+    result = _result(program, stages[0], solutions, exact_metrics(program, params, [stage]), betas, whole=True)
+    same = np.ones(betas.shape)
+    reward, kl, unknown = (Estimate(value * same, 0 * same) for value in (law.reward.mean(), law.kl.mean(), np.nan))
+    estimates = result.estimates._replace(reward=reward, kl=kl, objective=unknown)
+    return replace(result, estimates=estimates, log_evidence=None, optimum=None)
 
 
 def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramStage]) -> set[str]:

@@ -15,6 +15,7 @@ from bayesrl.exact.enumeration import beside_guide
 from bayesrl.exact.grid import path_axes
 from bayesrl.exact.regularizers import Regularizer, make_regularizer, refuse_unregularized, solve_regularized
 from bayesrl.exact.tabulation import check_grid_size, enumerate_paths, freeze_program
+from bayesrl.statistics.best_of_n_law import BestOfLaw, best_of_n_law, rank_rewards
 from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.typing import Params
 
@@ -31,6 +32,8 @@ class Evaluation(NamedTuple):
         prior_objective: J(π₀), which the policy itself achieves; that of p(x|y) with observed data and rewards.
         divergence: D_f(q‖π₀), if another regulariser takes the place of KL in J, whose optimum is then p*.
         multiplier: λ of that optimum, reward units; see `Solution`.
+        best_of: the law of the best of n, if that is the target instead of p*.
+        kl_reverse: KL(q‖pₙ) in that case, nats.
     """
 
     objective: Float[np.ndarray, "*contexts"]
@@ -41,6 +44,8 @@ class Evaluation(NamedTuple):
     prior_objective: Float[np.ndarray, "*contexts"]
     divergence: Float[np.ndarray, "*contexts"] | None = None
     multiplier: Float[np.ndarray, "*contexts"] | None = None
+    best_of: BestOfLaw | None = None
+    kl_reverse: Float[np.ndarray, "*contexts"] | None = None
 
 
 def evaluate_exactly(
@@ -51,6 +56,7 @@ def evaluate_exactly(
     *,
     regularizer: RegularizerName = "kl",
     alpha: float | None = None,
+    best_of: int | None = None,
 ) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
@@ -105,6 +111,13 @@ def evaluate_exactly(
         refuse_unregularized(structure, regularizer)
         solution = solve_regularized(stage, beta, chosen, regularizer, structure)
         return _regularized(achieved, start, log_q - np.log(mass), log_start, solution, beta, chosen)
+    if best_of is not None:
+        law = best_of_n_law(log_prior, rank_rewards(stage.reward[0]), best_of)
+        q, log_target = weight / mass, log_prior + law.log_ratio
+        apart = _apart(log_target, log_prior + log_ratio, shape)
+        with np.errstate(invalid="ignore"):
+            reverse = np.where(q > 0, q * (log_ratio - law.log_ratio), 0.0).sum(0).reshape(shape)
+        return Evaluation(*achieved, *apart, start, best_of=law, kl_reverse=np.asarray(reverse))
     return Evaluation(
         *achieved,
         *_against_target(log_ratio, stage, beta, shape),

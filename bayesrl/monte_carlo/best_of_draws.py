@@ -37,6 +37,7 @@ from bayesrl.statistics.best_of_n_law import (
     best_of_n_kl_bound,
     best_of_n_law,
     estimated_law,
+    kl_at_reward,
     rank_rewards,
     reward_at_kl,
 )
@@ -74,6 +75,8 @@ class BestOfDraws(Displayable):
         kl_bound: log n − (n − 1)/n, [*n], nats, which KL never exceeds.
         best_reward: the greatest E[R] at this KL, [*n], reward units: that of p* at `beta`.
         beta: the temperature at which p* has this KL, [*n], reward units per nat; inf where KL is 0.
+        least_kl: the least KL at this E[R], [*n], nats: that of p* at `reward_beta`.
+        reward_beta: the temperature at which p* has this E[R], [*n], reward units per nat; inf for E[R] of the prior.
         metrics: means of the deterministic sites, by name, [*n].
         support: every value of the latent sites of a finite program, [assignments, ...]; otherwise empty.
         log_probs: log-probability of each of them, [*n, assignments, *contexts], nats; None if not finite.
@@ -95,21 +98,25 @@ class BestOfDraws(Displayable):
     kl_bound: Float[np.ndarray, "*n"]
     best_reward: Estimate
     beta: Float[np.ndarray, "*n"]
+    least_kl: Estimate
+    reward_beta: Float[np.ndarray, "*n"]
     metrics: dict[str, Estimate]
     support: dict[str, Numbers]
     log_probs: Float[np.ndarray, "..."] | None
     structure: Structure = field(repr=False)
 
     def table(self) -> Table:
-        """One row per n: E[R], KL and its bound, the best E[R] at that KL and its β."""
-        parts = (self.reward, self.kl, self.best_reward)
+        """One row per n: E[R], KL and its bound; the best E[R] at that KL, the least KL at that E[R], and their β."""
+        parts = (self.reward, self.kl, self.best_reward, self.least_kl)
         rows = []
         for i, n in enumerate(self.n.reshape(-1)):
             flat = [estimate_at(Estimate(*(np.reshape(x, -1) for x in part)), i) for part in parts]
-            reward, kl, best = map(format_estimate, flat)
-            bound, beta = (format_number(float(part.reshape(-1)[i])) for part in (self.kl_bound, self.beta))
-            rows.append((str(n), reward, kl, bound, best, beta))
-        return Table(("n", "E[R]", "KL", "KL at most", "best E[R] at this KL", "its β"), rows)
+            reward, kl, best, least = map(format_estimate, flat)
+            known = (self.kl_bound, self.beta, self.reward_beta)
+            bound, beta, other = (format_number(float(part.reshape(-1)[i])) for part in known)
+            rows.append((str(n), reward, kl, bound, best, beta, least, other))
+        own = ("best E[R] at this KL", "β of this KL", "least KL at this E[R]", "β of this E[R]")
+        return Table(("n", "E[R]", "KL", "KL at most", *own), rows)
 
     def _blocks(self) -> Sequence[DisplayBlock]:
         made = "by sums over all values" if self.log_probs is not None else "from draws"
@@ -310,6 +317,7 @@ def _result(
 ) -> BestOfDraws:
     means = [(reward.over_contexts(), kl.over_contexts()) for reward, kl in found]
     best = [reward_at_kl(*prior, kl) for _, kl in means]
+    least = [kl_at_reward(*prior, reward) for reward, _ in means]
 
     def stacked(values: Sequence[InfluenceEstimate]) -> Estimate:
         with np.errstate(invalid="ignore"):  # a reward of −∞ has a mean and no standard error
@@ -331,6 +339,8 @@ def _result(
         kl_bound=best_of_n_kl_bound(n),
         best_reward=stacked([reward for _, reward in best]),
         beta=np.stack([np.asarray(beta) for beta, _ in best]).reshape(n.shape),
+        least_kl=stacked([kl for _, kl in least]),
+        reward_beta=np.stack([np.asarray(beta) for beta, _ in least]).reshape(n.shape),
         metrics=metrics | {name: mean_estimate([lane[name] for lane in drawn], n.shape) for name in rest},
         support=support or {},
         log_probs=log_probs,

@@ -68,6 +68,11 @@ class BestOfN(Objective):
         """Refuse draws of a source; see `Objective.for_source`."""
         raise draws_of_its_own("BestOfN", "ranks draws of the prior")
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Settings of a fit that say what it aims at."""
+        return {"best_of_n": self.n}
+
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "BestOfN":
         """Refuse programs without a best draw; see `Objective.prepare`."""
         structure = programs.structure

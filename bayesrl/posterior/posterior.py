@@ -23,7 +23,7 @@ from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
 from bayesrl.posterior.from_params import posterior_at
 from bayesrl.posterior.marginal import log_marginal
-from bayesrl.posterior.regularized import divergence_of
+from bayesrl.posterior.regularized import divergence_of, objective_for_choosing
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.summary import summary_blocks
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, library_of, mixed, summarise
@@ -276,10 +276,8 @@ class Posterior(Displayable):
 
     def objective_by_restart(self) -> np.ndarray:
         """J of each β and restart on the draws it carries, for choosing: up to β·log p(y) if that is unknown."""
-        known = self._marginal
-        known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
-        told = kept_estimates(self.statistics, self.beta, len(self._fit_shape), known, divergence_of(self.settings))
-        return np.asarray(told.objective.mean)
+        lead = len(self._fit_shape)
+        return objective_for_choosing(self.statistics, self.beta, lead, self._marginal, self.settings, self.history)
 
     @property
     def estimates(self) -> Estimates:

@@ -24,6 +24,9 @@ def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
         blocks.append(estimates_table(posterior.beta, posterior.estimates, regularizer))
         formula = f"J = E[R] − β·{regularizer_symbol(*regularizer)}"
         units = f"{formula} and E[R] in reward units, KL in nats" if posterior.beta is not None else "all in nats"
+        if (n := posterior.settings.get("best_of_n")) is not None:
+            formula = f"the fit distils the best of {n}, and does not maximise {formula}"
+            units = f"{formula} and E[R] in reward units, KL in nats"
         of = f"means ± standard errors of the {pluralize(num_draws(posterior), 'draw')} that it carries"
         blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
     if posterior.draws:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 GOLD = "#E69F00"
 _FAR_APART = 5
+_CROWDED = 0.12
+"""Labels closer than this share of the axes would lie on each other."""
 
 type Means = Estimate | Interval
 
@@ -69,19 +71,24 @@ def frontier_figure(
         )
     figure, axes = panel()
     kl, reward = evidence.kl if evidence.divergence is None else evidence.divergence, evidence.reward
+    curve = []
     if target is not None and target.beta is not None:
         price = target.estimates.kl if target.estimates.divergence is None else target.estimates.divergence
-        best_kl, best = np.asarray(price.mean), np.asarray(target.estimates.reward.mean)
-        order = np.argsort(best_kl)
-        axes.plot(best_kl[order], best[order], color=TARGET, lw=1.5, ls="--", label="target p*")
+        curve.append((np.ravel(price.mean), np.ravel(target.estimates.reward.mean)))
+    if best_of is not None:  # it knows the curve of p* too
+        curve.append((np.ravel(best_of.kl.mean), np.ravel(best_of.best_reward.mean)))
+    if curve:
+        best_kl, best = (np.concatenate(parts) for parts in zip(*curve, strict=True))
+        along = np.argsort(best_kl)
+        axes.plot(best_kl[along], best[along], color=TARGET, lw=1.5, ls="--", label="target p*")
+    if best_of is not None:
+        _best_of_n(axes, best_of)
     order = np.argsort(kl.mean)
     axes.plot(kl.mean[order], reward.mean[order], color=FITTED, lw=0.8, alpha=0.6)
     _points(axes, kl.mean, reward, FITTED, "fitted q", 2 * kl.se)
     for i in {int(order[0]), int(order[-1])}:
         at = (kl.mean[i], reward.mean[i])
         axes.annotate(beta_label(evidence.betas[i]), at, (4, -11), textcoords="offset points", fontsize=8)
-    if best_of is not None:
-        _best_of_n(axes, best_of)
     unit = "  (nats)" if evidence.regularizer == "kl" else ""
     style_axes(axes, f"{evidence.symbol} to prior{unit}", "E[R]  (reward units)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
@@ -95,8 +102,14 @@ def _best_of_n(axes: "Axes", found: BestOfDraws) -> None:
     order = np.argsort(number)
     axes.plot(kl.mean[order], reward.mean[order], color=GOLD, lw=0.8, alpha=0.6)
     _points(axes, np.asarray(kl.mean), reward, GOLD, "best of n", 2 * np.asarray(kl.se))
-    for i in range(len(number)):
+    places = np.stack([kl.mean, reward.mean], 1)
+    size = np.maximum(np.ptp(places, axis=0), 1e-12)
+    told = list[np.ndarray]()
+    for i in order[::-1]:
         at = (float(kl.mean[i]), float(reward.mean[i]))
+        if any(np.abs((places[i] - other) / size).max() < _CROWDED for other in told):
+            continue
+        told.append(places[i])
         axes.annotate(f"n = {number[i]}", at, (-3, 4), textcoords="offset points", fontsize=8, ha="right")
 
 

@@ -24,12 +24,13 @@ from bayesrl.report.fit_figures import DIVERGENCE, betas_of, curve_names, histor
 from bayesrl.report.fit_results import FitResults
 from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
 from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
-from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
+from bayesrl.statistics.regularizer_names import distils, regularizer_of, regularizer_symbol
 
 EXTREMES = 3
 """How many of the best draws, and how many of the worst, to list."""
 
 _EXAMINED = 500
+_TOLD_N = 16
 
 
 def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
@@ -55,6 +56,7 @@ def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
         ),
         ("Restarts", "Fits from several starts. Good: they end at the same J.", _restarts),
         ("Frontier", _frontier_caption(fits), _frontier),
+        ("Best of n", "What choosing the best of n draws of the prior earns, and what it costs in KL.", _best_of_n),
         ("Over-optimisation", "Whether more of the reward is still more of what it stands for.", _gold),
         (
             "Training and held-out data",
@@ -80,6 +82,8 @@ def _training(fit: FitResults) -> Iterator[Content]:
         "reward": f"What the policy earns. Good: flat at the end; it may fall where {symbol} was too dear.",
         "kl": "How far it left the prior. Good: flat at the end; still rising means that it needs more steps.",
     }
+    if "best_of_n" in fit.posterior.settings:
+        captions["objective"] = "E[R] − β·KL, which a fit to the best of n does not maximise. Good: flat at the end."
     if symbol != "KL":
         captions[DIVERGENCE] = f"{symbol} to the prior, which J counts in the place of KL. Good: flat at the end."
         captions["kl"] = "How far it left the prior in KL, which is in no J here. Good: flat at the end."
@@ -106,6 +110,8 @@ def _policy(fit: FitResults) -> Iterator[Content]:
             goal = (
                 "Good: the fit (q) lies on the target (p*)" if known else "What the fit (q) changed of the prior (π₀)"
             )
+            if (n := fit.posterior.settings.get("best_of_n")) is not None:
+                goal = goal.replace("the target (p*)", f"the law of the best of n = {n}")
             yield CaptionedFigure(figure, f"Site “{site}”. {goal}.")
 
 
@@ -135,6 +141,9 @@ def _draws(fit: FitResults) -> Iterator[Content]:
 
 def _weights(fit: FitResults) -> Iterator[Content]:
     if not fit.posterior.statistics:
+        return
+    if (n := fit.posterior.settings.get("best_of_n")) is not None:
+        yield f"{distils(n)} Weights towards p* would say nothing of it."
         return
     name = regularizer_symbol(*regularizer_of(fit.posterior.settings))
     caption = (
@@ -203,7 +212,7 @@ def _restarts(fit: FitResults) -> Iterator[Content]:
 
 def _frontier(fit: FitResults) -> Iterator[Content]:
     evidence = fit.frontier.evidence if fit.frontier is not None else fit.evidence
-    if evidence is None or len(evidence.betas) < 2:
+    if evidence is None or len(evidence.betas) < 2 or evidence.best_of is not None:
         return
     limit = (
         "no point can lie above the dashed curve of p*, and good ones lie on it"
@@ -220,6 +229,32 @@ def _frontier(fit: FitResults) -> Iterator[Content]:
     yield fit.frontier.table() if fit.frontier is not None else evidence.table()
     if fit.frontier is not None:
         yield checks_table(fit.frontier.checks)
+
+
+def _best_of_n(fit: FitResults) -> Iterator[Content]:
+    found, evidence = fit.best_of, fit.evidence
+    if found is None:
+        return
+    if evidence is not None and evidence.beta is not None and evidence.regularizer == "kl":
+        shown = evidence if evidence.beta.ndim else evidence[np.arange(1)]
+        target = fit.target if evidence.best_of is None else None
+        caption = (
+            "Reward against KL: the fit, the best of n, and the dashed curve of p*, which no policy can pass. "
+            "Good: the fit lies on the dashed curve, left of the best of n that earns as much."
+        )
+        if evidence.best_of is not None:
+            caption = f"Reward against KL. Good: the fit lies on the best of n = {evidence.best_of}, a little below p*."
+        yield CaptionedFigure(frontier_figure(shown, target, found), caption)
+    yield found.table()
+    i = int(np.argmin(np.abs(found.n.reshape(-1) - fit.posterior.settings.get("best_of_n", _TOLD_N))))
+    told = (found.kl, found.reward, found.best_reward, found.least_kl)
+    parts = (*(estimate.mean for estimate in told), found.beta, found.reward_beta)
+    kl, reward, best, least, at_kl, at_reward = (format_number(float(np.reshape(part, -1)[i])) for part in parts)
+    yield (
+        f"The best of {found.n.reshape(-1)[i]} draws of the prior earns E[R] = {reward} at a KL of {kl} nats. "
+        f"At the same KL, p* is that of β = {at_kl} and earns {best}. "
+        f"At the same E[R], p* is that of β = {at_reward} and needs a KL of {least} nats."
+    )
 
 
 def _gold(fit: FitResults) -> Iterator[Content]:

@@ -1,7 +1,7 @@
 """Everything the report shows of one fit, computed once, and a note of what could not be computed."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,18 @@ from bayesrl.display.formatting import has_mean
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.monte_carlo.best_of_draws import BestOfDraws
+from bayesrl.monte_carlo.best_of_draws import best_of as best_of_draws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.regularizer_names import regularizer_of
 from bayesrl.typing import PRNGKey
 
+SHOWN_N = (2, 4, 8, 16, 32, 64)
+"""Numbers of draws whose best is shown beside a frontier."""
+
+_BEST_OF_DRAWS = 256
 _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate", "regularizer", "alpha")
 
 
@@ -49,6 +56,7 @@ class FitResults:
         command: command that makes it again.
         about: one line on what the problem is.
         engines: what other engines say of the same optimum, if that was asked.
+        best_of: the best of n draws of the prior, at several n.
     """
 
     name: str
@@ -65,6 +73,7 @@ class FitResults:
     command: str = ""
     about: str = ""
     engines: EngineComparison | None = None
+    best_of: BestOfDraws | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -74,7 +83,8 @@ class FitResults:
     @property
     def optimum(self) -> np.ndarray | None:
         """J* of each β, reward units, [*beta] flat; None unless it is known on both sides."""
-        rows = [] if self.evidence is None else self.evidence.rows
+        # J of a fit to the best of n has no optimum.
+        rows = [] if self.evidence is None or self.evidence.best_of is not None else self.evidence.rows
         if rows and all(row.gap is not None and has_mean(row.optimum) for row in rows):
             return np.asarray([float(row.optimum.mean) for row in rows])
         return None
@@ -96,17 +106,19 @@ def collect(
     missing: tuple[str, ...] = (),
     about: str = "",
     engines: EngineComparison | Mapping[str, Any] | None = None,
+    best_of: Sequence[int] | None = None,
 ) -> FitResults:
     """Compute everything that the report shows of one fit, but for what is given: diagnosis, frontier, evidence.
 
     Without its policy the report shows only what was saved. The fields of `FitResults` say what the arguments are;
     `held_out` are other arguments of the program, and `optimum` returns the known optimum, as in `evidence`.
+    `best_of` are numbers n for the best of n draws; by default `SHOWN_N` where they are sums and have a place.
     By default the settings are those that the posterior knows, and the command is a call of `bayesrl.fit`. `engines`
     are options of `compare_engines`, by which to compare, or a comparison that exists.
     """
     draw_key, held_out_key, verdict_key = split_keys(key, 3)
     missing_parts = [*missing, *_missing(posterior)]
-    best = target = training = None
+    best = target = training = curve = None
 
     def attempt[T](failure: str, make: Callable[[], T]) -> T | None:
         """Make a part of the report, or record why it failed."""
@@ -135,7 +147,8 @@ def collect(
                 verdict_key, posterior, held_out=args, optimum=optimum, held_out_evidence=held_out_evidence
             ),
         )
-    if frontier is None and len(betas_of(posterior)) > 1 and diagnosis is not None and diagnosis.evidence is not None:
+    several = len(betas_of(posterior)) > 1 and "best_of_n" not in posterior.settings
+    if frontier is None and several and diagnosis is not None and diagnosis.evidence is not None:
         shared, metric = diagnosis.evidence, gold if gold in metrics else None
         frontier = attempt(
             "No frontier", lambda: find_frontier(fold_in(verdict_key, 1), posterior, gold=metric, evidence=shared)
@@ -153,6 +166,9 @@ def collect(
                     fold_in(verdict_key, 2), posterior, objective, optimum=optimum, **options
                 ),
             )
+        if numbers := _numbers_of_draws(posterior, target, best_of):
+            own_key = fold_in(draw_key, 1)
+            curve = attempt("The best of n draws is not shown", lambda: _best_of(own_key, posterior, numbers))
     elif posterior.statistics:
         held_out_evidence = None
         best = posterior.select(restart="best") if posterior.mixture is None else posterior
@@ -160,7 +176,23 @@ def collect(
     command = command if command is not None else _command(posterior)
     made = (best, diagnosis, frontier, target, training, held_out_evidence)
     compared = engines if isinstance(engines, EngineComparison) else None
-    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about, compared)
+    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about, compared, curve)
+
+
+def _numbers_of_draws(posterior: Posterior, target: WeightedDraws | None, given: Sequence[int] | None) -> Sequence[int]:
+    """Choose n for the best of n: by default beside a frontier or a fit to such a law, if the program is finite."""
+    of_fit = posterior.settings.get("best_of_n")
+    if given is not None or posterior.beta is None or regularizer_of(posterior.settings)[0] != "kl":
+        return given or ()
+    beside = of_fit is not None or len(betas_of(posterior)) > 1
+    # Whole assignments are there, so that all numbers are sums.
+    finite = target is not None and bool(target.sites)
+    return sorted({*SHOWN_N, *([of_fit] if of_fit else [])}) if beside and finite else ()
+
+
+def _best_of(key: PRNGKey, posterior: Posterior, numbers: Sequence[int]) -> BestOfDraws:
+    programs = full_data_fit(posterior)._programs_for()
+    return best_of_draws(key, programs.policy, *programs.args, n=list(numbers), num_samples=_BEST_OF_DRAWS)
 
 
 def _evaluate(
@@ -208,7 +240,9 @@ def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws 
     try:
         first = fit._lanes()[0]
         regularizer, alpha = fit.settings.get("regularizer", "kl"), fit.settings.get("alpha")
-        return enumerate_target(programs, first, fit.beta, MAX_COUNT, regularizer=regularizer, alpha=alpha)
+        best_of = fit.settings.get("best_of_n")
+        own = {"best_of": best_of} if best_of is not None else {"regularizer": regularizer, "alpha": alpha}
+        return enumerate_target(programs, first, fit.beta, MAX_COUNT, **own)
     except EngineError:
         return None
 
@@ -221,6 +255,8 @@ def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
         if name in settings:
             value = settings[name]
             yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+    if "best_of_n" in settings:
+        yield "objective", f"the best of n = {settings['best_of_n']} draws"
     packages = [f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if k.endswith("_version")]
     yield "versions", ", ".join([*packages, f"Python {platform.python_version()}"])
 
@@ -235,6 +271,8 @@ def _command(posterior: Posterior) -> str:
         several = f"jnp.array([{', '.join(map(repr, betas))}])"
         words.append(f"beta={betas[0]!r}" if len(posterior.batch_shape) == 1 else f"beta={several}")
     words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
+    if "best_of_n" in settings:
+        words.append(f"objective=bayesrl.objectives.BestOfN(n={settings['best_of_n']})")
     return f"bayesrl.{'Posterior.at' if elsewhere else 'fit'}({', '.join(words)})"
 
 

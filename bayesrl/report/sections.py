@@ -12,7 +12,7 @@ from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.fit_figures import betas_of
 from bayesrl.report.fit_results import FitResults
 from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
-from bayesrl.statistics.regularizer_names import regularizer_formula, regularizer_of, regularizer_symbol
+from bayesrl.statistics.regularizer_names import distils, regularizer_formula, regularizer_of, regularizer_symbol
 
 type ContentsFn = Callable[[FitResults], Sequence[Content]]
 
@@ -74,6 +74,11 @@ def _big(fit: FitResults) -> Iterator[tuple[str, str]]:
     if several and share is not None and not np.isnan(share.mean).all():
         worst = int(np.nanargmax(np.reshape(share.mean, -1)))
     cells = evidence.rows[worst].cells()
+    if evidence.best_of is not None:
+        yield "KL(q‖pₙ) to the best of n", f"{cells['KL(q‖p*)']} nats"
+        yield "of KL(pₙ‖π₀)", cells["relative gap"]
+        yield "E[R] of the fit", cells["E[R]"]
+        return
     unit = "reward units" if evidence.beta is not None else "nats"
     name = f"widest gap J* − J, at β = {cells['β']}" if several else "gap J* − J"
     yield name, f"{cells['gap']} {unit}" if cells["gap"] != UNKNOWN else UNKNOWN
@@ -97,8 +102,14 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
     each = f" Means over {contexts.pop():,} contexts." if len(contexts) == 1 and contexts != {1} else ""
     rewarded = [fit.posterior.beta is not None for fit in fits]
     units = []
+    units += [
+        distils(n) for n in dict.fromkeys(fit.posterior.settings.get("best_of_n") for fit in fits) if n is not None
+    ]
     others = dict.fromkeys(regularizer_of(fit.posterior.settings) for fit in fits)
-    if any(rewarded) and ("kl", None) in others:
+    distilled = all("best_of_n" in fit.posterior.settings for fit in fits)
+    if distilled:
+        units.append("β·KL(q‖pₙ) and E[R] are in reward units, KL in nats")
+    elif any(rewarded) and ("kl", None) in others:
         units.append(
             "J = E[R] − β·KL is what was maximised, J* the best that any policy can reach. J, J*, gap and E[R] are in "
             "reward units, KL and log Z in nats"
@@ -112,9 +123,10 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
         )
     if not all(rewarded):
         units.append("Without rewards J is the ELBO and J* = log Z, the log-likelihood of the data: all are in nats")
+    share = "relative gap = " + ("KL(q‖pₙ) / KL(pₙ‖π₀)" if distilled else "gap / (J* − J(π₀))")
     return (
-        f"{'. '.join(units)}; ± is one standard error, [ ] a 95% interval, from below and above are 97.5% limits; "
-        f"relative gap = gap / (J* − J(π₀)).{each} Good: a gap that is small beside what there was to gain."
+        f"{'. '.join(unit.rstrip('.') for unit in units)}; ± is one standard error, [ ] a 95% interval, from below and "
+        f"above are 97.5% limits; {share}.{each} Good: a gap that is small beside what there was to gain."
     )
 
 

@@ -134,6 +134,8 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
     density = target_density(posterior, site, prior.values, fitted.values) if support == "reals" else None
     steps = _positions(structure, site, fitted.values.shape[2])
     goal = "target p*" if regularizer[0] == "kl" else f"target p* ({regularizer_symbol(*regularizer)})"
+    if (n := posterior.settings.get("best_of_n")) is not None:
+        goal, density = f"target: best of {n}", None
     return SiteComparison(site, beta, support, categories, steps, prior, fitted, known, density, goal)
 
 

@@ -18,6 +18,7 @@ from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.display.section import Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.digests import blank, stamped
+from bayesrl.monte_carlo.best_of_draws import Counts
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_results import FitResults, collect
 from bayesrl.report.html_page import Part, html_page
@@ -37,7 +38,7 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
     PolicyError,
     *(
         UnusedOption(name, lambda given: _own_report(given["posteriors"]) is not None, "it is of fits alone")
-        for name in ("held_out", "gold", "diagnoses", "frontiers", "engines")
+        for name in ("held_out", "gold", "diagnoses", "frontiers", "engines", "best_of")
     ),
     Untraced("call it outside: it compiles its own programs"),
 )
@@ -53,6 +54,7 @@ def write_report(
     diagnoses: Mapping[str, Diagnosis] | None = None,
     frontiers: Mapping[str, Frontier] | None = None,
     engines: Mapping[str, EngineComparison] | None = None,
+    best_of: Counts | None = None,
 ) -> Path:
     """Write a report of one fit, or of several side by side, as one self-contained HTML file.
 
@@ -72,6 +74,9 @@ def write_report(
         frontiers: existing frontiers of fits at several β, by name in the same way.
         engines: what `compare_engines` found of the same fits, by name in the same way. It is shown only if it is
             given: it costs several times what the rest of a report does.
+        best_of: numbers n of draws of the prior: E[R] and KL of the best of n are drawn on the axes of the frontier. By
+            default 2 to 64 for fits at several β of a program that can be enumerated. Elsewhere they take 256 × max(n)
+            draws, and you must ask for them.
 
     Returns:
         The path.
@@ -117,6 +122,7 @@ def write_report(
             diagnosis=(diagnoses or {}).get(name),
             frontier=(frontiers or {}).get(name),
             engines=(engines or {}).get(name),
+            best_of=None if best_of is None else [int(n) for n in np.atleast_1d(best_of)],
         )
         for one, (name, posterior) in zip(keys, named.items(), strict=True)
     ]

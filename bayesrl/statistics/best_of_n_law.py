@@ -188,3 +188,43 @@ def reward_at_kl(log_mass: np.ndarray, reward: np.ndarray, kl: InfluenceEstimate
     # At the minimum, β itself does not count to first order.
     moved = (np.exp(log_weight - log_z - log_mass) - 1).mean(-1) if len(kl.influence) else np.zeros(0)
     return beta, InfluenceEstimate(np.asarray(value), beta * (kl.influence + moved))
+
+
+def kl_at_reward(log_mass: np.ndarray, reward: np.ndarray, mean: InfluenceEstimate) -> tuple[float, InfluenceEstimate]:
+    """Return the least KL to the prior of any policy that earns this E[R], averaged over contexts, and its β.
+
+    It is max over η of η·E[R] − log Z(1/η), attained by the p* that earns it, at β = 1/η.
+
+    Args:
+        log_mass: log-probabilities of the rows, [rows, contexts], nats.
+        reward: [rows, contexts], reward units.
+        mean: the mean E[R] over contexts, reward units; its influence may be empty if exact.
+    """
+    drawn = log_mass > -np.inf
+    top = np.where(drawn, reward, -np.inf).max(0)
+    nothing, target = np.zeros_like(mean.influence), float(mean.mean)
+    if not np.isfinite(top).all() or not np.isfinite(target):
+        return math.nan, InfluenceEstimate(np.asarray(np.nan), nothing)
+    below = np.where(drawn, reward - top, -np.inf)
+    spread = float(-below[np.isfinite(below)].min(initial=0.0))
+
+    def tilted(log_beta: float) -> tuple[np.ndarray, np.ndarray]:
+        log_weight = log_mass + below / math.exp(log_beta)
+        return np.asarray(logsumexp(log_weight, axis=0)), log_weight
+
+    def excess(log_beta: float) -> float:
+        log_z, log_weight = tilted(log_beta)
+        weight = np.exp(log_weight - log_z)
+        return float((weight * np.where(weight > 0, below, 0.0)).sum(0).mean() + top.mean() - target)
+
+    if spread == 0:
+        return math.inf, InfluenceEstimate(np.zeros(()), nothing)
+    low, high = math.log(spread / _REACH), math.log(spread * _REACH)
+    if excess(high) >= 0:
+        return math.inf, InfluenceEstimate(np.zeros(()), nothing)
+    at = low if excess(low) <= 0 else float(brentq(excess, low, high, xtol=1e-12))
+    beta, (log_z, log_weight) = math.exp(at), tilted(at)
+    value = max(float((target - top.mean()) / beta - log_z.mean()), 0.0)
+    # At the maximum, β itself does not count to first order.
+    moved = (np.exp(log_weight - log_z - log_mass) - 1).mean(-1) if len(mean.influence) else np.zeros(0)
+    return beta, InfluenceEstimate(np.asarray(value), mean.influence / beta - moved)

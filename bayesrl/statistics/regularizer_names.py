@@ -1,4 +1,4 @@
-"""How regularisers are written for a reader; readable without JAX."""
+"""How what a fit aims at is written for a reader: regularisers, and the best of n; readable without JAX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,3 +41,11 @@ def regularizer_formula(name: str, alpha: float | None = None) -> str:
 def regularizer_of(settings: Mapping[str, Any]) -> tuple[str, float | None]:
     """Return the name and the order of the regulariser that the settings of a fit tell."""
     return str(settings.get("regularizer", "kl")), settings.get("alpha")
+
+
+def distils(n: int) -> str:
+    """Say what a fit to the best of n draws aims at."""
+    return (
+        f"The fit distils the best of n = {n} draws of the prior: its optimum is their law pₙ and not p*, and J is not "
+        "what it maximises."
+    )

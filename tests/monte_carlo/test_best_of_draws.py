@@ -48,6 +48,18 @@ def exact() -> BestOfDraws:
     return best_of(KEY, bandit, n=N, num_samples=4000)
 
 
+def test_what_the_same_reward_costs(exact: BestOfDraws, drawn: BestOfDraws) -> None:
+    """p* at `reward_beta` earns the same E[R] at `least_kl`; from draws within 5 errors."""
+    target = bayesrl.enumerate_posterior(bandit, beta=jnp.asarray(exact.reward_beta))
+    np.testing.assert_allclose(target.estimates.reward.mean, exact.reward.mean, atol=1e-6)
+    np.testing.assert_allclose(target.estimates.kl.mean, exact.least_kl.mean, atol=1e-5)
+    assert (exact.least_kl.mean < exact.kl.mean).all()
+    assert (exact.reward_beta > exact.beta).all()
+    assert (np.abs(drawn.least_kl.mean - exact.least_kl.mean) <= 5 * np.asarray(drawn.least_kl.se) + 1e-3).all()
+    alone = best_of(KEY, bandit, n=1, num_samples=1)
+    assert (alone.least_kl.mean, alone.reward_beta) == (0.0, np.inf)
+
+
 @pytest.fixture(scope="module")
 def drawn() -> BestOfDraws:
     return best_of(KEY, bandit, n=N, num_samples=4000, max_count=0)

@@ -1,5 +1,7 @@
 """Distillation of the best of n: its gradient against the exact one, and its fit against the exact law."""
 
+import html
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from refused_programs import observed, windy
 import bayesrl
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
-from bayesrl.errors import ObjectiveError
+from bayesrl.errors import EngineError, ObjectiveError, PolicyError
 from bayesrl.objectives import BestOfN
 
 KEY = jax.random.key(0)
@@ -66,13 +68,68 @@ def test_gradient_is_unbiased(num_particles: int) -> None:
     assert error.max() < 0.1 * np.abs(truth).max()
 
 
-def test_a_fit_becomes_the_law() -> None:
+@pytest.fixture(scope="module")
+def fitted() -> bayesrl.Posterior:
+    objective = BestOfN(4, 512)
+    return bayesrl.fit(KEY, arms, beta=0.5, objective=objective, num_steps=800, num_restarts=2, progress=False)
+
+
+def test_a_fit_becomes_the_law(fitted: bayesrl.Posterior) -> None:
     """Within 3% in probability, of which draws have .35% as standard error, from a start more than 20% away."""
-    posterior = bayesrl.fit(KEY, arms, beta=0.5, objective=BestOfN(4, 512), num_steps=800, progress=False)
-    arms_drawn = np.asarray(posterior.sample(jax.random.key(1), 20_000)["arm"]).reshape(-1, 2)
+    arms_drawn = np.asarray(fitted.sample(jax.random.key(1), 20_000)["arm"])[0]
     q = np.stack([np.bincount(arm, minlength=4) for arm in arms_drawn.T]) / len(arms_drawn)
     assert np.abs(law(4) - np.asarray(PRIOR)).max() > 0.2
     assert np.abs(q - law(4)).max() < 0.03
+
+
+def test_evidence_is_of_the_law(fitted: bayesrl.Posterior, tmp_path: Path) -> None:
+    """KL both ways by sums and by draws, within 5 errors (1e-6 false alarms); nothing is told of p*."""
+    best = fitted.select(restart="best")
+    q = np.exp(np.asarray(best.log_prob({"arm": jnp.arange(4)[:, None] * jnp.ones(2, int)}), float))[0].T
+    target, prior = law(4), np.asarray(PRIOR)
+    reverse, forward = ((a * np.log(a / b)).sum(-1).mean() for a, b in ((q, target), (target, q)))
+    distance = (target * np.log(target / prior)).sum(-1).mean()
+    found = bayesrl.evidence(KEY, fitted)
+    assert found.gap is not None
+    assert found.kl_forward is not None
+    assert found.relative_gap is not None
+    assert found.best_of == 4
+    np.testing.assert_allclose(found.gap.mean, 0.5 * reverse, atol=1e-6)
+    np.testing.assert_allclose(found.kl_forward.mean, forward, atol=1e-6)
+    np.testing.assert_allclose(found.relative_gap.mean, reverse / distance, atol=1e-5)
+    np.testing.assert_allclose(found.reward.mean, (q * np.asarray(PAYOFF)).sum(-1).mean(), atol=1e-5)
+    assert found.target is not None
+    np.testing.assert_allclose(np.exp(found.target.log_weights).T, target, atol=1e-6)
+    np.testing.assert_allclose(found.target.estimates.kl.mean, distance, atol=1e-6)
+    drawn = bayesrl.evidence(KEY, fitted, max_count=0, num_samples=2**14)
+    for told, truth in ((drawn.kl_reverse, reverse), (drawn.kl_forward, forward)):
+        assert told is not None
+        assert abs(told.mean - truth) <= 5 * told.se + 1e-4
+    shown = bayesrl.diagnose(KEY, fitted)
+    assert shown.verdict == "pass"
+    assert "distils the best of n = 4" in shown.explanation
+    page = bayesrl.write_report(KEY, tmp_path / "report.html", fitted, diagnoses={"fit": shown})
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    assert "its optimum is their law pₙ and not p*" in text
+    assert "The best of 4 draws of the prior earns" in text
+    assert "J* the best that any policy can reach" not in text
+    assert "log Z" not in text
+    assert "distils the best of 4" in str(fitted)
+    for options in ({"method": "smc"}, {"optimum": lambda beta: 1.0}):
+        with pytest.raises(EngineError, match=r"is of p.*distils the best of n = 4"):
+            bayesrl.evidence(KEY, fitted, **options)
+
+
+def test_engines_are_not_compared_on_it(fitted: bayesrl.Posterior) -> None:
+    with pytest.raises(PolicyError, match=r"engines draw from p\*.*distils the best of n = 4"):
+        bayesrl.compare_engines(KEY, fitted)
+
+
+def test_a_law_has_no_frontier() -> None:
+    sweep = bayesrl.fit(KEY, arms, beta=jnp.array([0.5, 1.0]), objective=BestOfN(2), num_steps=2, progress=False)
+    with pytest.raises(PolicyError, match="the same at every β: no frontier"):
+        bayesrl.frontier(KEY, sweep)
+    assert bayesrl.diagnose(KEY, sweep).verdict == "fail"
 
 
 def unrewarded() -> None:

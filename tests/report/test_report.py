@@ -161,12 +161,14 @@ def test_the_parts_are_there_verdict_first(full: FitResults, tmp_path: Path, vis
         "Weights",
         "Restarts",
         "Frontier",
+        "Best of n",
         "Over-optimisation",
         "Training and held-out data",
         "From the domain",
         "How it was made",
     ]
     assert "✗ Failed" in page.inner_text(".card")
+    assert "The best of 16 draws of the prior earns E[R] = " in page.inner_text("body")
     assert "“gold” is greatest at β = 0.3" in page.inner_text("body")
     outcomes = page.locator(".checks .mark").all_inner_texts()
     assert {"✗ fail", "! warn", "? unknown", "✓ pass"} <= set(outcomes)

@@ -20,6 +20,7 @@ from bayesrl.exact.tabulation import freeze_program
 from bayesrl.objectives import ReverseKL
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
+from bayesrl.statistics.regularizer_names import distils
 from bayesrl.svi.fitting import fit
 from bayesrl.typing import Params, PRNGKey
 
@@ -152,6 +153,8 @@ def problem_of_fit(
             f"this posterior was fitted with regularizer={regularizer!r}, and engines draw from p* of KL; use "
             "bayesrl.evidence(...), which follows the regulariser"
         )
+    if (n := posterior.settings.get("best_of_n")) is not None:
+        raise PolicyError(f"engines draw from p*. {distils(n)} Use bayesrl.evidence(...), which is of that law")
     if posterior.mixture is not None:
         raise EngineError(
             "a mixture of restarts proposes nothing that particles or chains could use; use select(restart='best')"

@@ -20,7 +20,7 @@ from bayesrl.diagnostics.evidence.by_dual import (
     known_optimum,
     weigh_regularized,
 )
-from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
+from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_best_of_n, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
     DRAWS_PER_BATCH,
@@ -30,7 +30,12 @@ from bayesrl.diagnostics.evidence.by_known_optimum import (
 )
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
 from bayesrl.diagnostics.evidence.by_particles import bracket_by_particles
-from bayesrl.diagnostics.evidence.by_sampling import bracket_by_sampling, find_bounds, most_draws
+from bayesrl.diagnostics.evidence.by_sampling import (
+    bracket_by_sampling,
+    estimate_best_of_n,
+    find_bounds,
+    most_draws,
+)
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample, worth_of
@@ -42,11 +47,13 @@ from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.definitions import is_conditioned, is_control
 from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.regularizer_names import distils
 from bayesrl.typing import Params, PRNGKey
 
 type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "dual"]
 
 _DRAWN_NUMBERS = 4_000_000
+_OF_BEST = 2**15
 
 
 KNOWN = tuple(
@@ -127,7 +134,11 @@ def evidence(
         chosen.refuse(fit._programs_for().structure, method)
     elif method == "dual":
         raise EngineError("method='dual' is of fits with another regulariser than KL; use method='auto'")
-    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen, twist)
+    best_of = fit.settings.get("best_of_n")
+    if best_of is not None and (optimum is not None or method not in ("auto", "enumeration")):
+        option = "optimum=" if optimum is not None else f"method={method!r}"
+        raise EngineError(f"{option} is of p*. {distils(best_of)} Leave it out")
+    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen, twist, best_of)
     rows = []
     for i, (beta, one) in enumerate(_by_beta(fit)):
         own_key = fold_in(key, i)
@@ -156,7 +167,8 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
     structure, betas = fit._programs_for().structure, _by_beta(fit)
     own_key, metrics_key = split_keys(key)
     try:
-        found = evidence(own_key, posterior, *new_args, method="enumeration", max_count=max_count)
+        method: RequestedMethod = "enumeration" if "best_of_n" not in posterior.settings else "auto"
+        found = evidence(own_key, posterior, *new_args, method=method, max_count=max_count)
     except EngineError as error:
         caveat = str(error).partition(";")[0]
         num = int(np.clip(_DRAWN_NUMBERS // (structure.width * len(betas)), LEAST_DRAWS, 20_000))
@@ -190,7 +202,8 @@ def _weigh(
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
     meaningless = is_control(best._programs_for().structure) or posterior.mixture is not None
-    if row.num_weighed or meaningless or not best.statistics or (chosen is not None and target is None):
+    other = row.best_of is not None or (chosen is not None and target is None)
+    if row.num_weighed or meaningless or not best.statistics or other:
         return row
     draw = len(best.batch_shape)
 
@@ -226,8 +239,10 @@ class _Search:
         beta: Any,
         chosen: Chosen | None = None,
         twist: Any = None,
+        best_of: int | None = None,
     ) -> None:
         self.method, self.reward_bound, self.beta, self.chosen, self.twist = method, reward_bound, beta, chosen, twist
+        self.best_of = best_of
         self.num_samples, self.max_count = num_samples, max_count
         self.target: WeightedDraws | None = None
         self._unreachable = ""
@@ -237,6 +252,8 @@ class _Search:
         structure = programs.structure
         if self.chosen is not None and beta is not None:
             return self._regularized(key, programs, params, beta, self.chosen)
+        if self.best_of is not None and beta is not None:
+            return self._best_of_n(key, programs, params, beta, self.best_of)
         nature = structure.names("environment")
         if nature and self.method in ("rejection", "importance", "nuts", "smc"):
             raise EngineError(
@@ -288,6 +305,19 @@ class _Search:
         found = self._dual(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num), chosen)
         return found if target is None else known_optimum(found, target)
 
+    def _best_of_n(self, key: PRNGKey, programs: Programs, params: Params, beta: float, n: int) -> Evidence:
+        """Tell how far one fit is from the law of the best of n draws."""
+        try:
+            found = bracket_best_of_n(programs, params, beta, self.max_count, n)
+            if self.target is None:
+                self.target = enumerate_target(programs, params, self.beta, self.max_count, best_of=n)
+        except EngineError:
+            if self.method == "enumeration":
+                raise
+            num = min(most_draws(self.num_samples, programs.structure), _OF_BEST)
+            return estimate_best_of_n(draw_mixture_sample(key, programs, params, num), beta, n)
+        return found
+
     def _dual(self, programs: Programs, beta: float, draw: Callable[[int], MixtureSample], chosen: Chosen) -> Evidence:
         bounds = find_bounds(programs, beta, self.reward_bound)
         num = most_draws(self.num_samples, programs.structure)
@@ -314,6 +344,9 @@ class _Search:
     def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
         """Bracket a mixture of restarts, from its draws."""
         programs = one._programs_for()
+        if self.best_of is not None and beta is not None:
+            num = min(most_draws(self.num_samples, programs.structure), _OF_BEST)
+            return estimate_best_of_n(draw_restart_mixture_sample(key, one, num), beta, self.best_of)
         nature = programs.structure.names("environment")
         if nature or self.method in ("enumeration", "nuts", "smc", "hindsight"):
             what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"

@@ -69,6 +69,37 @@ def _exact(programs: Programs, beta: float | None, target: WeightedDraws, evalua
     )
 
 
+def bracket_best_of_n(programs: Programs, params: Params, beta: float, max_count: int, n: int) -> Evidence:
+    """Compute the distance of one fit to the law of the best of n draws; see `Evidence.best_of`."""
+    found = evaluate_exactly(programs, params, beta, max_count, best_of=n)
+    assert found.best_of is not None
+    assert found.kl_reverse is not None
+    apart, nothing = max(float(found.kl_reverse.mean()), 0.0), np.asarray(np.nan)
+    side = Estimate(np.zeros(()), np.zeros(()))
+    return Evidence(
+        beta=np.asarray(beta),
+        method="enumeration",
+        lower=side,
+        upper=side,
+        caveat="",
+        log_evidence=None,
+        log_marginal=None,
+        optimum=Interval.exact(0.0),
+        prior_objective=Interval.exact(-beta * float(found.best_of.kl.mean())),
+        objective=Interval.exact(-beta * apart),
+        reward=Interval.exact(found.reward.mean()),
+        kl=Interval.exact(found.kl.mean()),
+        gap=Interval.exact(beta * apart),
+        kl_reverse=Interval.exact(apart),
+        kl_forward=Interval.exact(max(float(found.kl_forward.mean()), 0.0)),
+        ess=nothing,
+        khat=nothing,
+        missed_mass=np.asarray(found.missed_mass.mean()),
+        num_samples=0,
+        best_of=n,
+    )
+
+
 def _sides(target: WeightedDraws, beta: float | None) -> dict[str, Any]:
     """What the target says about the optimum: both sides of log Z are the same number."""
     assert target.optimum is not None

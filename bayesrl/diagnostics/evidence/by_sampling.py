@@ -11,14 +11,17 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import trace_abstractly, trace_program
+from bayesrl.diagnostics.evidence.confidence_limits import mean_interval
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.best_of_n_law import estimated_law, rank_rewards
+from bayesrl.statistics.estimates import Estimate, Interval
 
 _FIRST_DRAWS, _CELLS = 2**13, 2**23
+_GROUPS = 8
 
 
 def bracket_by_sampling(
@@ -100,6 +103,69 @@ def check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> N
             f"a draw earned {reward[row, column]:.6g}, more than reward_bound={bounds.reward[column]:.6g}; "
             "raise the bound to what the rewards can reach"
         )
+
+
+def estimate_best_of_n(sample: MixtureSample, beta: float, n: int) -> Evidence:
+    """Estimate the distance of one fit to the law of the best of n draws, whose F comes from draws of the prior.
+
+    Both divergences are averages of terms that are at least 0. Errors are those over all draws, and those between
+    groups of draws of the prior that F may come from.
+    """
+    pool = sample.reward[sample.num_fit :]
+    of_q, of_prior = sample.ratios
+
+    def terms(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tilt = _log_best_of_n(sample.reward, part, n)
+        of_target, u = of_prior * np.exp(tilt), tilt + sample.ratio
+        reverse = np.where(of_q > 0, of_target - of_q * (1 + np.where(of_q > 0, u, 0.0)), of_target)
+        return np.maximum(reverse, 0.0), np.maximum(of_target * (u - 1) + of_q, 0.0), of_target * (u > math.log(10))
+
+    reverse, forward, missed = terms(pool)
+    parts = [terms(part) for part in np.array_split(pool, _GROUPS)]
+
+    def interval(values: np.ndarray, which: int) -> Interval:
+        between = np.std([part[which].mean() for part in parts], ddof=1) / math.sqrt(_GROUPS)
+        found = mean_interval(values)
+        told = Interval.normal(found.mean, np.hypot(found.se, between))
+        none, all_ = np.zeros(()), np.asarray(np.inf)
+        return told._replace(lower=np.maximum(told.lower, 0.0), conservative_lower=none, conservative_upper=all_)
+
+    apart, scale = interval(reverse, 0), estimated_law(rank_rewards(pool), n)[1].mean.mean()
+    nothing, own = np.asarray(np.nan), slice(0, sample.num_fit)
+    objective = Interval(-apart.mean, apart.se, -apart.upper, -apart.lower, np.asarray(-np.inf), np.zeros(()))
+    return Evidence(
+        beta=np.asarray(beta),
+        method="importance",
+        lower=Estimate(-apart.mean, apart.se),
+        upper=Estimate(np.zeros(()), np.zeros(())),
+        caveat="the distribution of the reward was estimated too, from draws of the prior",
+        log_evidence=None,
+        log_marginal=None,
+        optimum=Interval.exact(0.0),
+        prior_objective=Interval.exact(-beta * scale),
+        objective=objective * beta,
+        reward=mean_interval(sample.reward[own]),
+        kl=mean_interval(-sample.ratio[own]),
+        gap=apart * beta,
+        kl_reverse=apart,
+        kl_forward=interval(forward, 1),
+        ess=nothing,
+        khat=nothing,
+        missed_mass=np.asarray(missed.mean()),
+        num_samples=len(sample.reward),
+        best_of=n,
+    )
+
+
+def _log_best_of_n(reward: np.ndarray, pool: np.ndarray, n: int) -> np.ndarray:
+    """Return log pₙ/π₀ of draws of these rewards, [draws, contexts], where F is that of a pool with the draw in it."""
+    found = np.empty_like(reward)
+    for c in range(reward.shape[1]):
+        ordered = np.sort(pool[:, c])
+        upto = (np.searchsorted(ordered, reward[:, c], side="right") + 1) / (len(ordered) + 1)
+        below = np.searchsorted(ordered, reward[:, c], side="left") / (len(ordered) + 1)
+        found[:, c] = n * np.log(upto) + np.log1p(-((below / upto) ** n)) - np.log(upto - below)
+    return found
 
 
 def _without_limit(found: Evidence) -> Evidence:

@@ -9,32 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.display.formatting import (
-    UNKNOWN,
-    format_beta,
-    format_bracket,
-    format_distance,
-    format_draws,
-    format_estimate,
-    format_gap,
-    format_number,
-    format_relative_gap,
-    format_share,
-    has_mean,
-    pluralize,
-)
+from bayesrl.display.evidence_cells import evidence_cells, objective_columns, weight_columns
+from bayesrl.display.formatting import pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.described_estimates import describe_estimates, read_estimates
 from bayesrl.statistics.estimates import Estimate, Interval
-from bayesrl.statistics.regularizer_names import regularizer_formula, regularizer_symbol
+from bayesrl.statistics.regularizer_names import distils, regularizer_formula, regularizer_symbol
 
 if TYPE_CHECKING:
     from bayesrl.exact.weighted_draws import WeightedDraws
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "smc", "hindsight", "dual", "known", "draws"]
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
-NO_TARGET = "without p* there are no weights of draws"
+NO_TARGET = "no weights of draws to this optimum were taken"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
 
 _METHODS = {
@@ -47,9 +35,14 @@ _METHODS = {
     "dual": "by weighting draws in the dual problem, whose value at any λ is a bound from above",
     "known": "by what is known of the problem",
 }
-_COPIED = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "regularizer", "alpha")
+_COPIED = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "regularizer", "alpha", "best_of")
 _PLAIN = (*_COPIED, "metrics")
-_LATER = {"regularizer": "kl", "alpha": None, "divergence": None}  # what the files of earlier versions lack
+_LATER = {
+    "regularizer": "kl",
+    "alpha": None,
+    "divergence": None,
+    "best_of": None,
+}  # what the files of earlier versions lack
 _UNWRITTEN = ("by_context", "target")
 """Fields that files omit: they are large, and no display needs them."""
 
@@ -98,6 +91,8 @@ class Evidence(Displayable):
         regularizer: what keeps the fit near the prior: "kl", or another name of `enumerate_posterior`.
         alpha: order of regularizer="alpha".
         divergence: D_f(q‖π₀) of another regulariser than KL; None for KL.
+        best_of: n, if the fit distils the best of n draws: p* is then their law pₙ, `objective` −β·KL(q‖pₙ) with
+            `optimum` 0, `gap` β·KL(q‖pₙ), and `prior_objective` −β·KL(pₙ‖π₀), the distance that there was to go.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -137,6 +132,7 @@ class Evidence(Displayable):
     regularizer: str = "kl"
     alpha: float | None = None
     divergence: Interval | None = None
+    best_of: int | None = None
 
     @classmethod
     def unbracketed(
@@ -264,6 +260,9 @@ class Evidence(Displayable):
     def explanation(self) -> str:
         """How the optimum was reached, in a sentence."""
         draws = pluralize(self.num_samples, "draw")
+        if self.best_of is not None:
+            how = "by sums over all values" if self.method == "enumeration" else f"from {draws}: {self.caveat}"
+            return f"{distils(self.best_of)} KL(q‖pₙ) was found {how.rstrip('.')}."
         if self.method == "draws":
             drawn = f" J is the mean of {draws}." if self.num_samples else ""
             return f"The optimum is not known: {self.caveat.rstrip('.')}.{drawn}"
@@ -286,7 +285,7 @@ class Evidence(Displayable):
             return ""
         if not math.isnan(float(self.ess)):
             return TIED
-        nothing = NO_WEIGHTS if self.regularizer == "kl" else NO_TARGET
+        nothing = NO_WEIGHTS if self.regularizer == "kl" and self.best_of is None else NO_TARGET
         return nothing if self.num_weighed == 0 else "no weight is finite"
 
     @property
@@ -302,56 +301,22 @@ class Evidence(Displayable):
 
     def cells(self) -> dict[str, str]:
         """Write every quantity at one temperature as text, by heading."""
-        error, scale = float(self.objective.se), 1.0 if self.beta is None else float(self.beta)
-        # J itself is a lower end of J*, so a lower end says something only if it exceeds J.
-        end_above = float(self.optimum.conservative_lower) > float(self.objective.mean)
-        known = has_mean(self.optimum) or end_above or math.isfinite(float(self.optimum.conservative_upper))
-        log_z = self.log_evidence if known or has_mean(self.log_evidence) else None
-        limits = self.log_evidence or self.optimum * (1 / scale)
-        return {
-            "β": format_beta(None if self.beta is None else scale),
-            "J": format_estimate(self.objective),
-            "J*": format_bracket(self.optimum if known else None, error),
-            "gap": format_gap(self.gap, self.optimum, self.objective),
-            "relative gap": format_relative_gap(self.relative_gap),
-            "E[R]": UNKNOWN if self.beta is None else format_estimate(self.reward),
-            "D": format_estimate(self.divergence),
-            "KL": format_estimate(self.kl),
-            "log p(y)": format_estimate(self.log_marginal),
-            "log Z": format_bracket(log_z, error / scale),
-            "from below": UNKNOWN if self.method == "draws" else format_number(float(limits.conservative_lower)),
-            "from above": UNKNOWN if self.upper is None else format_number(float(limits.conservative_upper)),
-            "KL(q‖p*)": format_distance(self.kl_reverse),
-            "KL(p*‖q)": format_distance(self.kl_forward),
-            "ESS": format_draws(float(self.ess)),
-            "k̂": format_number(float(self.khat), 3),
-            "of": f"{self.num_weighed:,}",
-            "missed mass": format_share(float(self.missed_mass)),
-        }
+        return evidence_cells(self)
 
     def table(self) -> Table:
         """One row per temperature: J, J* and the gap between them."""
-        given = () if self.log_marginal is None else ("log p(y)",)
-        other = () if self.regularizer == "kl" else ("D",)
-        return self._table(("β", "J", "J*", "gap", "relative gap", "E[R]", *other, "KL", *given))
+        return objective_columns(self)
 
     def weight_table(self) -> Table:
         """One row per temperature: limits of log Z from both sides, the distance to p*, and the weights."""
-        of_kl, both = ("log Z",) if self.regularizer == "kl" else (), ("from below", "from above")
-        apart = ("KL(q‖p*)", "KL(p*‖q)") if self.regularizer == "kl" else ("KL(p*‖q)",)
-        names = ("β", *of_kl, *both, *apart, "ESS", "k̂", "missed mass")
-        below = "from below" if self.log_evidence is not None else "J*/β from below"
-        table = self._table(names)
-        return table._replace(headings=[below if name == "from below" else name for name in names])
-
-    def _table(self, names: Sequence[str]) -> Table:
-        cells = [row.cells() for row in self.rows]
-        headings = [self.symbol if name == "D" else name for name in names]
-        return Table(headings, [[row[name] for name in names] for row in cells])
+        return weight_columns(self)
 
     @property
     def legend(self) -> str:
         """The units of the columns."""
+        if self.best_of is not None:
+            apart = "β·KL(q‖pₙ) and E[R] in reward units, KL in nats; relative gap = KL(q‖pₙ) / KL(pₙ‖π₀)"
+            return f"{apart}; ± is one standard error, [ ] a 95% interval"
         units = "J, J*, gap and E[R] in reward units; KL and log Z in nats" if self.beta is not None else "all in nats"
         if self.regularizer != "kl":
             units = (
