@@ -1,4 +1,4 @@
-"""`infer`: the posterior of scores, by Laplace, NUTS, SVI or quadrature."""
+"""`infer`: the posterior of scores, by Laplace, NUTS, conjugate updates, SVI or quadrature."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from bayesrl.diagnostics.tail_behaviour import rank_rhat
 from bayesrl.errors import PreferenceError
 from bayesrl.preferences.engines.cone_quadrature import check_axes, integrate
 from bayesrl.preferences.engines.gaussian_guide import gaussian_guide, gaussian_of
+from bayesrl.preferences.engines.gibbs_sampling import gibbs_chains
 from bayesrl.preferences.engines.laplace_approximation import (
     FlatDensity,
     Gaussian,
@@ -29,8 +30,9 @@ from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.fitting import fit
 from bayesrl.typing import PRNGKey
 
-type InferenceMethod = Literal["laplace", "nuts", "fit", "quadrature"]
+type InferenceMethod = Literal["laplace", "nuts", "gibbs", "fit", "quadrature"]
 
+_CHAINS = ("nuts", "gibbs")
 _WEIGHED = 2000
 _MAX_RHAT = 1.05
 _OVERSAMPLED = 20
@@ -40,8 +42,8 @@ _RATE = 0.03
 
 @checked(
     PreferenceError,
-    UnusedOption("num_warmup", lambda given: given["method"] != "nuts", "only method='nuts' warms up"),
-    UnusedOption("num_chains", lambda given: given["method"] != "nuts", "only method='nuts' runs chains"),
+    UnusedOption("num_warmup", lambda given: given["method"] not in _CHAINS, "only 'nuts' and 'gibbs' warm up"),
+    UnusedOption("num_chains", lambda given: given["method"] not in _CHAINS, "only 'nuts' and 'gibbs' run chains"),
     UnusedOption("num_steps", lambda given: given["method"] != "fit", "only method='fit' takes steps"),
 )
 def infer(
@@ -59,18 +61,19 @@ def infer(
     Args:
         key: consumed whole.
         model: made by `bradley_terry`, `thurstone` or `plackett_luce`.
-        method: "laplace", N(mode, −Hessian⁻¹) by Newton's method, with its error by weighted draws; "nuts"; "fit",
+        method: "laplace", N(mode, −Hessian⁻¹) by Newton's method, with its error by weighted draws; "nuts"; "gibbs", by
+            conjugate updates given Pólya–Gamma variables (Bradley–Terry) or impressions (Thurstone); "fit",
             `bayesrl.fit` with a full-rank normal guide; or "quadrature", exact, for at most four latent numbers.
-        num_samples: draws to keep; of NUTS, in all chains together.
+        num_samples: draws to keep, of all chains together.
         num_warmup: steps of each chain that are thrown away.
-        num_chains: chains of NUTS.
+        num_chains: chains of NUTS, or of Gibbs sampling.
         num_steps: gradient steps of the fit.
 
     Returns:
         `RewardPosterior`.
 
     Raises:
-        PreferenceError: there is no mode; chains disagree; quadrature would take too many axes.
+        PreferenceError: there is no mode; chains disagree; the method does not take the model.
 
     Example:
         >>> import jax
@@ -91,8 +94,10 @@ def infer(
             "the model of its posterior, whose last layer stands on what was trained"
         )
     rng = np.random.default_rng(np.asarray(jax.random.bits(fold_in(key, 1), (4,))).tolist())
-    if method == "nuts":
-        return _by_nuts(key, density, rng, num_samples, num_warmup, num_chains)
+    if method in ("nuts", "gibbs"):
+        sizes = (num_chains, num_warmup, -(-num_samples // num_chains))
+        chains = _nuts(key, density, *sizes) if method == "nuts" else gibbs_chains(density, rng, *sizes)
+        return _of_chains(density.model, method, density, rng, chains)
     if method == "fit":
         return _by_fit(key, model, rng, num_samples, num_steps)
     if method == "quadrature":
@@ -123,34 +128,38 @@ def _exactly(value: float) -> Estimate:
     return Estimate(np.asarray(value), np.zeros(()))
 
 
-def _by_nuts(
-    key: PRNGKey, density: FlatDensity, rng: np.random.Generator, num_samples: int, num_warmup: int, num_chains: int
-) -> RewardPosterior:
+def _nuts(key: PRNGKey, density: FlatDensity, num_chains: int, num_warmup: int, num_samples: int) -> np.ndarray:
     from numpyro.infer import MCMC, NUTS
 
-    each = -(-num_samples // num_chains)
     sampler = MCMC(
         NUTS(density.model),
         num_warmup=num_warmup,
-        num_samples=each,
+        num_samples=num_samples,
         num_chains=num_chains,
         # Parallel chains would need a device each.
         chain_method="vectorized",
         progress_bar=False,
     )
     sampler.run(key)
-    by_chain = {name: np.asarray(values) for name, values in sampler.get_samples(group_by_chain=True).items()}
-    draws = {name: by_chain[name].reshape(-1, *by_chain[name].shape[2:]) for name in density.slices}
-    vectors = as_vectors(density, draws)
-    rhat = max(rank_rhat(column.reshape(num_chains, each)) for column in vectors.T)
+    return as_vectors(density, sampler.get_samples()).reshape(num_chains, num_samples, density.size)
+
+
+def _of_chains(
+    model: PreferenceModel, method: str, density: FlatDensity, rng: np.random.Generator, chains: np.ndarray
+) -> RewardPosterior:
+    """Check chains, [chain, draw, size], and weigh a normal approximation of them for the evidence."""
+    rhat = max(rank_rhat(chains[..., at]) for at in range(density.size))
     if not rhat < _MAX_RHAT:
         raise PreferenceError(
-            f"the chains of NUTS disagree (R-hat {rhat:.2f}); raise num_warmup or num_samples, or lower the prior scale"
+            f"the chains of method={method!r} disagree (R-hat {rhat:.2f}); raise num_warmup or num_samples, or lower "
+            "the prior scale"
         )
+    vectors = chains.reshape(-1, density.size)
     gaussian = Gaussian(vectors.mean(0), np.cov(vectors.T).reshape(density.size, density.size))
     check = weighted_check(density, gaussian, rng, _WEIGHED)
     told = {"rhat": rhat, "khat": check.khat}
-    return RewardPosterior(density.model, "nuts", draws, None, check.log_evidence, None, told, num_chains=num_chains)
+    draws = density.split(vectors)
+    return RewardPosterior(model, method, draws, None, check.log_evidence, None, told, num_chains=len(chains))
 
 
 def _by_fit(

@@ -188,9 +188,9 @@ def test_plackett_luce_recovers_what_drew_the_rankings() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "laplace", "num_chains": 2}, "num_chains=2, which nothing would read: only method='nuts'"),
+        ({"method": "laplace", "num_chains": 2}, "num_chains=2, which nothing would read: only 'nuts' and 'gibbs'"),
         ({"method": "nuts", "num_steps": 3}, "only method='fit' takes steps"),
-        ({"method": "gibbs"}, "use 'laplace', 'nuts', 'fit' or 'quadrature'"),
+        ({"method": "hmc"}, "use 'laplace', 'nuts', 'gibbs', 'fit' or 'quadrature'"),
         ({"num_samples": 1}, "num_samples=1; use a whole number of at least 2"),
     ],
 )
