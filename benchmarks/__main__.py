@@ -23,6 +23,8 @@ BENCHMARKS = (
     "sweep",
     "import_time",
     "coverage",
+    "particle_coverage",
+    "vowel_evidence",
     "verdicts",
     "known_answers",
     "oracles",

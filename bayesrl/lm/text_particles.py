@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.special import logsumexp
 
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import ClosureJit
@@ -15,17 +16,18 @@ from bayesrl.compilation.random_keys import as_hash_key, fold_in
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import category_at
 from bayesrl.errors import EngineError
-from bayesrl.lm.generation import cache_axes, max_rows, model_with_params, pad_prompts
+from bayesrl.lm.generation import feed, map_cache, max_rows, model_with_params, move_rows, pad_prompts
 from bayesrl.lm.guides import ModelGuide
 from bayesrl.lm.policy_draws import with_rewards
 from bayesrl.lm.prompted_policy import TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward, evaluate
+from bayesrl.lm.rewards.costs import costs_little, runs_elsewhere
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.lm.twisted_model import TwistedGuide
 from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, register_particles
-from bayesrl.monte_carlo.particles.resampling import Moves, ancestors, effective_size, fewest_moves, log_mean
+from bayesrl.monte_carlo.particles.resampling import ancestors, effective_size, fewest_moves, log_mean
 from bayesrl.monte_carlo.particles.twists import learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
 from bayesrl.posterior.posterior import Posterior
@@ -34,6 +36,9 @@ from bayesrl.typing import Params, PRNGKey
 
 _ROWS_PER_BATCH = 16
 """Particles need no more memory than completions do, and a batch of prompts holds this many times as many of them."""
+
+_TRIED_AT_ONCE = 2**24
+"""Tokens in all the texts that looking ahead tries at once."""
 
 
 @register_particles(PromptedPolicy)
@@ -46,7 +51,8 @@ class TextParticles:
         params: of the guide.
         options: sizes, resampling and twist. The twist is "reward", the policy's rewards on the text so far, or a
             reward or a function of the text, as `policy` takes them, reward units; or what `bayesrl.fit_twist` gave,
-            which then also proposes.
+            which then also proposes. From the prior every next token is tried under a reward, where that costs no
+            more than to write one.
     """
 
     programs: Programs
@@ -115,20 +121,24 @@ class TextParticles:
             # Only multinomial resampling leaves the others independent of the particle that must survive.
             size = size._replace(resampling="multinomial")
         twist = scale if scale is not None else self._twist(policy)
-        # A posterior has done its part, and would only be in the way of the cache of programs.
-        size = size._replace(twist=None)
-        static = (policy, None if guide is None else guide.origin, twist, prompts.examples, size)
-        fixed = (params, np.asarray(beta, np.float32), as_hash_key(key))
+        look_ahead = guide is None and isinstance(twist, tuple) and costs_little(policy, prompts, twist)
+        if look_ahead:
+            at_once = max(1, min(at_once, _TRIED_AT_ONCE // (policy.model.config.vocab_size * steps * num)))
+        below = np.asarray(size.resample_below, np.float32)
+        # What is traced, as is when to resample, is no part of what is compiled; and a posterior has done its part.
+        size = size._replace(twist=None, num_replications=1, resample_below=0.0)
+        static = (policy, None if guide is None else guide.origin, twist, look_ahead, prompts.examples, size)
+        fixed = (params, np.asarray(beta, np.float32), below, as_hash_key(key))
         run = None
         replications = []
         # One replication after another, so that memory holds the caches of one.
-        for replication in range(size.num_replications):
+        for replication in range(self.options.num_replications):
             parts = []
             for first in range(0, count, at_once):
                 # The last batch repeats the last prompt, so that all share one program; [:count] drops the repeats.
                 index = np.minimum(np.arange(first, first + at_once), count - 1).astype(np.int32)
-                own = None if reference is None else np.asarray(reference[TEXT])[replication, index]
-                batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index, own)
+                held = None if reference is None else np.asarray(reference[TEXT])[replication, index]
+                batch = (np.asarray(replication, np.int32), tokens[index], mask[index], index, held)
                 run = run or _write.prepare(static, *fixed, *batch)
                 with host_errors():
                     parts.append(jax.device_get(run(*fixed, *batch)))
@@ -144,12 +154,22 @@ class TextParticles:
         }
         index = np.broadcast_to(np.arange(count), rows["log_q"].shape)
         draws, totals = with_rewards(policy, prompts, index, rows["tokens"], rows["log_q"], rows["log_prior"])
-        written = size.num_replications * num
+        written = self.options.num_replications * num
         # Twists are rewards of the text so far, after every token; the reward itself is computed once.
-        spent = Evaluations(written, written * (1 + steps * bool(static[2])))
+        tried = policy.model.config.vocab_size if look_ahead else bool(twist)
+        spent = Evaluations(written, written * (1 + steps * tried))
         scored = ScoredDraws.of(draws, totals, structure, spent)
         refuse_worthless(structure, scored)
         return scored, np.asarray(rows["log_weights"], float) + scored.reward / beta
+
+    @staticmethod
+    def usual_twist(policy: PromptedPolicy) -> str | None:
+        """Return "reward", unless a reward is so costly that other processes compute it."""
+        return None if any(map(runs_elsewhere, policy.rewards.values())) else "reward"
+
+    def renewing(self) -> "TextParticles":
+        """Return itself: another past would need another cache."""
+        return self
 
     def _twist(self, policy: PromptedPolicy) -> tuple[Reward, ...]:
         given = self.options.twist
@@ -208,6 +228,7 @@ def _write(
     static: Any,
     params: Params,
     beta: Array,
+    resample_below: Array,
     key: PRNGKey,
     replication: Array,
     prompt: Array,
@@ -215,11 +236,12 @@ def _write(
     index: Array,
     reference: Array | None,
 ) -> TextRun:
-    policy, guide, twist, examples, options = static
+    policy, guide, twist, look_ahead, examples, options = static
     theirs = policy.distribution(policy.model, prompt, mask)
     ours = None if guide is None else policy.distribution(model_with_params(guide.declare, params), prompt, mask)
     own_key = fold_in(key, replication)
-    writer = _Writer(theirs, ours, twist, options, beta, _Prompts(index, prompt, mask, examples, reference))
+    rows = _Prompts(index, prompt, mask, examples, reference)
+    writer = _Writer(theirs, ours, twist, options, beta, resample_below, rows, look_ahead=look_ahead)
     contexts, steps, num = len(index), theirs.num_steps, options.num_particles
     zero = jnp.zeros((), jnp.int32)
     # In the loop t begins at 1, so that no later step has this key.
@@ -252,9 +274,13 @@ class _Writer:
         twist: tuple[Reward, ...] | float,
         options: ParticleOptions,
         beta: Array,
+        resample_below: Array,
         prompts: _Prompts,
+        *,
+        look_ahead: bool,
     ) -> None:
         self.theirs, self.ours, self.twist, self.options, self.beta = theirs, ours, twist, options, beta
+        self.resample_below, self.look_ahead = resample_below, look_ahead
         self.models = [theirs.model] if ours is None else [theirs.model, ours.model]
         self.prompts, self.num, self.contexts = prompts, options.num_particles, len(prompts.number)
 
@@ -266,8 +292,8 @@ class _Writer:
         """Read the prompts, and write the first token."""
         rows, steps, prompts = self.contexts * self.num, self.theirs.num_steps, self.prompts
         capacity = prompts.tokens.shape[-1] + steps - 1
-        read = [_feed(m, prompts.tokens, prompts.mask, m.start(capacity), None) for m in self.models]
-        caches = [_map_cache(lambda x: jnp.repeat(x, self.num, 0), cache) for _, cache in read]
+        read = [feed(m, prompts.tokens, prompts.mask, m.start(capacity), None) for m in self.models]
+        caches = [map_cache(lambda x: jnp.repeat(x, self.num, 0), cache) for _, cache in read]
         zero, blank = jnp.zeros(rows), jnp.full((rows, steps), self.theirs.pad, prompts.tokens.dtype)
         state = _Particles(blank, blank[:, 0], caches, jnp.zeros(rows, bool), jnp.zeros((rows, 2)), zero, zero)
         return self._choose(key, state, [jnp.repeat(h[:, -1], self.num, 0) for h, _ in read], jnp.zeros((), jnp.int32))
@@ -275,7 +301,7 @@ class _Writer:
     def resample(self, key: PRNGKey, state: _Particles, log_z: Array) -> tuple[_Particles, Array]:
         """Draw particles anew in the prompts where few are effective."""
         weights = self.by_prompt(state.log_weights)
-        poor = effective_size(weights) < self.options.resample_below * self.num
+        poor = effective_size(weights) < self.resample_below * self.num
         everyone = jnp.broadcast_to(jnp.arange(self.num, dtype=jnp.int32)[:, None], weights.shape)
         parents = jnp.where(poor, ancestors(key, weights, self.options.resampling), everyone)
         parents = parents if self.prompts.reference is None else parents.at[0].set(0)
@@ -284,7 +310,7 @@ class _Writer:
 
         # From numbers of particles within a prompt to rows.
         moves = fewest_moves((parents + jnp.arange(self.contexts) * self.num).T.reshape(-1))
-        caches = _move_rows(state.caches, moves)
+        caches = move_rows(state.caches, moves)
         kept: _Particles = jax.tree.map(lambda x: x[moves.parents], state._replace(caches=[]))
         return kept._replace(caches=caches, log_weights=jnp.where(poor, 0.0, weights).T.reshape(-1)), log_z
 
@@ -292,7 +318,7 @@ class _Writer:
         """Read the last token of every particle, and write the next."""
         there = jnp.ones((len(state.token), 1), bool)
         read = [
-            _feed(model, state.token[:, None], there, cache, cache.axes)
+            feed(model, state.token[:, None], there, cache, cache.axes)
             for model, cache in zip(self.models, state.caches, strict=True)
         ]
         return self._choose(key, state._replace(caches=[cache for _, cache in read]), [h[:, 0] for h, _ in read], t)
@@ -304,17 +330,30 @@ class _Writer:
 
     def _choose(self, key: PRNGKey, state: _Particles, hidden: list[Array], t: Array) -> _Particles:
         log_prior, log_q = self._log_probs(hidden)
-        drawn = category_at(jax.random.uniform(key, (len(log_q), 1)), log_q).astype(state.tokens.dtype)
+        later, scores, best = None, log_q, jnp.zeros(len(log_q))
+        if self.look_ahead:
+            later = self._value_of_each(state.tokens, t, log_q.shape[-1])
+            scores = log_prior + (later - state.twist[:, None]) / self.beta
+            best = logsumexp(scores, axis=-1)
+            # Where no token is possible the weight is 0, and any choice serves.
+            scores = jnp.where(jnp.isfinite(best)[:, None], scores, log_prior)
+        drawn = category_at(jax.random.uniform(key, (len(log_q), 1)), scores).astype(state.tokens.dtype)
         if self.prompts.reference is not None:
             drawn = drawn.at[:: self.num].set(self.prompts.reference[:, t].astype(drawn.dtype))
         token = jnp.where(state.done, self.theirs.pad, drawn)
         chosen = jnp.stack([jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_prior, log_q)], -1)
         chosen = jnp.where(state.done[:, None], 0.0, chosen)
         tokens = lax.dynamic_update_index_in_dim(state.tokens, token, t, 1)
-        twist = self._learned(hidden, token, state) if isinstance(self.twist, float) else self._value(tokens, t)
-        # Each twist takes the place of the one before, so that only the last is left in a finished weight.
-        log_weights = state.log_weights + chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
+        if later is None:
+            twist = self._learned(hidden, token, state) if isinstance(self.twist, float) else self._value(tokens, t)
+            # Each twist takes the place of the one before, so that only the last is left in a finished weight.
+            gain = chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
+        else:
+            own = jnp.take_along_axis(later, token[:, None], -1)[:, 0]
+            # The weight is the sum over all tokens, whichever was chosen; behind its end nothing adds to a text.
+            twist, gain = jnp.where(state.done, state.twist, own), jnp.where(state.done, 0.0, best)
         done = state.done | is_eos(token, self.theirs.eos)
+        log_weights = state.log_weights + gain
         return _Particles(tokens, token, state.caches, done, state.scores + chosen, log_weights, twist)
 
     def _log_probs(self, hidden: list[Array]) -> tuple[Array, Array]:
@@ -338,35 +377,13 @@ class _Writer:
         """Return the twist of the texts so far, [rows], reward units."""
         assert isinstance(self.twist, tuple)
         there = self.theirs.text_mask(tokens) & (jnp.arange(tokens.shape[-1]) <= t)
-        number, prompt, mask = (jnp.repeat(x, self.num, 0) for x in self.prompts[:3])
+        number, prompt, mask = (jnp.repeat(x, len(tokens) // self.contexts, 0) for x in self.prompts[:3])
         texts = Completions(number, prompt, mask, tokens, there, self.prompts.examples)
         return sum((evaluate(part, texts) for part in self.twist), jnp.zeros(len(tokens)))
 
-
-def _feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
-    run = jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))
-    fed: tuple[Array, Any] = run(tokens, mask, cache)
-    return fed
-
-
-def _move_rows(caches: list[Any], moves: Moves) -> list[Any]:
-    """Let rows of the caches take the place of others."""
-    if jax.default_backend() != "cpu":
-        # A loop would start a kernel for every row.
-        return [_map_cache(lambda x: x[moves.parents], cache) for cache in caches]
-
-    # The caches are most of the memory: on a CPU, copying them whole took a third of the time of writing.
-    def move(i: Array, caches: list[Any]) -> list[Any]:
-        def of_row(x: Array) -> Array:
-            row = lax.dynamic_slice_in_dim(x, moves.source[i], 1)
-            return lax.dynamic_update_slice_in_dim(x, row, moves.target[i], 0)
-
-        return [_map_cache(of_row, cache) for cache in caches]
-
-    moved: list[Any] = lax.fori_loop(0, moves.num_moved, move, caches)
-    return moved
-
-
-def _map_cache(function: Any, cache: Any) -> Any:
-    """Map over the leaves of a cache that have a row for each text."""
-    return jax.tree.map(lambda x, axis: x if axis is None else function(x), cache, cache_axes(cache))
+    def _value_of_each(self, tokens: Array, t: Array, vocabulary: int) -> Array:
+        """Return the twist of the texts so far with every next token, [rows, V], reward units."""
+        tried = jnp.repeat(tokens, vocabulary, 0)
+        every = jnp.tile(jnp.arange(vocabulary, dtype=tokens.dtype), len(tokens))
+        tried = lax.dynamic_update_index_in_dim(tried, every, t, 1)
+        return self._value(tried, t).reshape(len(tokens), vocabulary)

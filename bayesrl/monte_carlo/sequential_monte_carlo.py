@@ -106,7 +106,7 @@ def smc(
 
     *Tempered*, for any program: particles start from q, the prior or a proposal, and follow q^(1−λ)·(π₀·exp(R/β))^λ
     from λ = 0 to 1. After every step they move by kernels that leave it invariant: independent proposals from q, Gibbs
-    updates of sites with few values, Hamiltonian Monte Carlo (NumPyro's integrator) for continuous sites. A pilot run
+    updates of sites with few values, Hamiltonian moves or NUTS (both NumPyro's) for continuous sites. A pilot run
     chooses λ and the lengths of steps; they then stay fixed, so that Ẑ is unbiased.
 
     Ẑ is unbiased in both, and averaged over independent replications, whose spread is its standard error.
@@ -127,7 +127,8 @@ def smc(
             whose critic it takes.
             If the sites of a step are finite and there is no proposal, every value of a step is tried under the twist.
         schedule: temperatures to follow, falling to beta; None lets a pilot run choose.
-        moves: kernels, of `independence`, `gibbs` and `hmc`; None takes all that apply.
+        moves: kernels, of `independence`, `gibbs`, `hmc` and `nuts`; None takes all that apply but for `nuts`, which
+            takes longer to compile, and moves all contexts together.
         num_moves: how often each kernel moves the particles at each temperature.
         resample_below: resample where a smaller share of the particles is effective.
         resampling: how uniform numbers are spread.

@@ -156,7 +156,8 @@ def test_moves_leave_the_truth(moves: Any) -> None:
     np.testing.assert_allclose(found.log_marginal.mean, found.log_evidence.mean)
 
 
-def test_unconstrained_moves_know_the_volume() -> None:
+@pytest.mark.parametrize("move", ["hmc", "nuts"])
+def test_unconstrained_moves_know_the_volume(move: Any) -> None:
     """Gamma(2, 1) tilted by exp(−3x) has log Z = −2·log 4, and a mean of 1/2; both within 5 standard errors (3e-4)."""
 
     def wait() -> None:
@@ -164,7 +165,7 @@ def test_unconstrained_moves_know_the_volume() -> None:
         reward("speed", -3.0 * x)
         numpyro.deterministic("mean", x)
 
-    found = smc(jax.random.key(6), wait, beta=1.0, moves=["hmc"], num_particles=256, num_moves=2)
+    found = smc(jax.random.key(6), wait, beta=1.0, moves=[move], num_particles=256, num_moves=2)
     assert abs(found.log_evidence.mean + 2 * np.log(4)) < 5 * found.log_evidence.se
     metric = found.estimates.metrics["mean"]
     assert abs(metric.mean - 0.5) < 5 * metric.se

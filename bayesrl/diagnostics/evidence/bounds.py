@@ -29,12 +29,15 @@ from bayesrl.diagnostics.evidence.by_known_optimum import (
     estimate_evidence,
 )
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
-from bayesrl.diagnostics.evidence.by_particles import bracket_by_particles
+from bayesrl.diagnostics.evidence.by_particles import FEW_STEPS, bracket_by_particles
 from bayesrl.diagnostics.evidence.by_sampling import (
+    FIRST_DRAWS,
     bracket_by_sampling,
     estimate_best_of_n,
     find_bounds,
+    is_sharp,
     most_draws,
+    needs_particles,
 )
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
@@ -42,6 +45,8 @@ from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample,
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.monte_carlo.particles.conditional_chains import ExactDraws, check_exact_draws
+from bayesrl.monte_carlo.particles.tempering import MOST_STEPS
 from bayesrl.monte_carlo.sequential_monte_carlo import TwistOption
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
@@ -56,18 +61,28 @@ _DRAWN_NUMBERS = 4_000_000
 _OF_BEST = 2**15
 
 
+_TOLD = "optimum= tells the optimum, and nothing is searched for"
+
 KNOWN = tuple(
-    UnusedOption(
-        name, lambda given: given["optimum"] is not None, "optimum= tells the optimum, and nothing is searched for"
-    )
+    UnusedOption(name, lambda given: given["optimum"] is not None, _TOLD)
     for name in ("method", "reward_bound", "max_count")
 )
 """Options that are unused if the optimum is known."""
+
+_OF_PARTICLES = (
+    UnusedOption("exact_draws", lambda given: given["optimum"] is not None, _TOLD),
+    UnusedOption(
+        "exact_draws",
+        lambda given: given["method"] not in ("auto", "smc"),
+        "only particles (method='smc', or 'auto') hold draws of p*",
+    ),
+)
 
 
 @checked(
     EngineError,
     *KNOWN,
+    *_OF_PARTICLES,
     Untraced("call it outside: it compiles its own programs"),
     UnusedOption("twist", lambda given: given["method"] != "smc", "only method='smc' looks ahead"),
 )
@@ -82,6 +97,7 @@ def evidence(
     num_samples: Annotated[int, integer_range(256)] = 2**17,
     max_count: CountOrZero = MAX_COUNT,
     twist: TwistOption = None,
+    exact_draws: ExactDraws | None = None,
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
@@ -90,10 +106,10 @@ def evidence(
     until the answer is sharp or `num_samples` is reached. Markov's inequality then bounds log Z from below;
     the bound from above comes from a proven or given bound on the rewards, or from NUTS if all sites are
     continuous. Particles (`method="smc"`) reach posteriors that neither draws of the fit nor of the prior do, and bound
-    log Z from above by runs that hold a draw of p*. With environment sites the optimum is that of control: exact if
-    finite, else bounded from above by an agent that knows nature's draws beforehand. A fit with another regulariser
-    than KL is compared with the optimum of its own J: exact if finite, else from draws in the dual problem, where
-    J* ≤ λ + β·E_π₀[f*((R − λ)/β)] for any λ.
+    log Z from above by runs that hold a draw of p*; `auto` takes them where the first draws say that draws will not
+    do. With environment sites the optimum is that of control: exact if finite, else bounded from above by an agent
+    that knows nature's draws beforehand. A fit with another regulariser than KL is compared with the optimum of its
+    own J: exact if finite, else from draws in the dual problem, where J* ≤ λ + β·E_π₀[f*((R − λ)/β)] for any λ.
 
     Args:
         key: consumed whole.
@@ -105,6 +121,9 @@ def evidence(
         num_samples: greatest number of draws.
         max_count: largest number of assignments to enumerate.
         twist: by which the particles of `method="smc"` look ahead; see `bayesrl.smc`.
+        exact_draws: independent draws of p* for particles to hold, {site: [draws, ...]}, where you have some: of the
+            latents that data were simulated from, for example, one for each simulation of the same data. The upper
+            side then is not asymptotic.
 
     Returns:
         `Evidence`, [*beta].
@@ -138,7 +157,7 @@ def evidence(
     if best_of is not None and (optimum is not None or method not in ("auto", "enumeration")):
         option = "optimum=" if optimum is not None else f"method={method!r}"
         raise EngineError(f"{option} is of p*. {distils(best_of)} Leave it out")
-    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen, twist, best_of)
+    search = _Search(method, reward_bound, num_samples, max_count, fit.beta, chosen, twist, best_of, exact_draws)
     rows = []
     for i, (beta, one) in enumerate(_by_beta(fit)):
         own_key = fold_in(key, i)
@@ -240,9 +259,13 @@ class _Search:
         chosen: Chosen | None = None,
         twist: Any = None,
         best_of: int | None = None,
+        exact_draws: ExactDraws | None = None,
     ) -> None:
+        if exact_draws is not None and (np.size(beta) > 1 or chosen is not None):
+            raise EngineError("exact_draws are of one p*: that of KL, at one temperature; use select(beta=...)")
         self.method, self.reward_bound, self.beta, self.chosen, self.twist = method, reward_bound, beta, chosen, twist
         self.best_of = best_of
+        self.exact_draws = exact_draws
         self.num_samples, self.max_count = num_samples, max_count
         self.target: WeightedDraws | None = None
         self._unreachable = ""
@@ -254,6 +277,8 @@ class _Search:
             return self._regularized(key, programs, params, beta, self.chosen)
         if self.best_of is not None and beta is not None:
             return self._best_of_n(key, programs, params, beta, self.best_of)
+        if self.exact_draws is not None:
+            check_exact_draws(structure, self.exact_draws)
         nature = structure.names("environment")
         if nature and self.method in ("rejection", "importance", "nuts", "smc"):
             raise EngineError(
@@ -279,15 +304,38 @@ class _Search:
             return bracket_by_hindsight(
                 key, programs, params, beta, most_draws(self.num_samples, structure), self.max_count
             )
-        found, sampled = self._sampled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
-        # NUTS is right only asymptotically, so it comes last: when no reward bound gives an upper side.
+        return self._without_sums(key, programs, params, beta)
+
+    def _without_sums(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
+        """Bracket one fit by draws, by particles or by NUTS.
+
+        The first draws decide for particles or for more draws; see `needs_particles`. The bracket is then of draws
+        that played no part in the choice, so nothing of its level is lost. NUTS is right only asymptotically, so it
+        comes last: it confirms good weights.
+        """
+        structure = programs.structure
+        num = most_draws(self.num_samples, structure)
+
+        def draw(own_key: PRNGKey) -> Callable[[int], MixtureSample]:
+            return lambda count: draw_mixture_sample(own_key, programs, params, count)
+
         continuous = not any(structure[name].discrete for name in structure.actions)
-        if self.method == "smc":
+        undecided = self.method in ("auto", "smc")
+        found, sampled = self._sampled(programs, beta, draw(key), min(num, FIRST_DRAWS) if undecided else num)
+        ready = needs_particles(found, sampled, num, continuous=continuous, has_draws=self.exact_draws is not None)
+        if self.method == "smc" or (self.method == "auto" and ready):
             bounds = find_bounds(programs, beta, self.reward_bound)
-            num = most_draws(self.num_samples, structure)
-            return bracket_by_particles(
-                fold_in(key, 2), programs, params, beta, found, sampled, bounds, num, self.twist
-            )
+            try:
+                own, steps = fold_in(key, 2), MOST_STEPS if self.method == "smc" else FEW_STEPS
+                return bracket_by_particles(
+                    own, programs, params, beta, found, sampled, bounds, num, self.twist, self.exact_draws, steps
+                )
+            except EngineError:
+                if self.method == "smc":
+                    raise
+        if self.method == "auto" and not is_sharp(found) and num > FIRST_DRAWS:
+            # Fresh draws: those that decided for this method would not judge it fairly.
+            found, sampled = self._sampled(programs, beta, draw(fold_in(key, 3)), num)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found, _ = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
@@ -355,14 +403,14 @@ class _Search:
             )
         if self.chosen is not None and beta is not None:
             return self._dual(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num), self.chosen)
-        return self._sampled(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num))[0]
+        num = most_draws(self.num_samples, programs.structure)
+        return self._sampled(programs, beta, lambda count: draw_restart_mixture_sample(key, one, count), num)[0]
 
     def _sampled(
-        self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample]
+        self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample], num: int
     ) -> tuple[Evidence, TemperedSample]:
         """Bracket from draws; importance sampling and NUTS do not bound log Z from above here."""
         bounds = Bounds() if self.method in ("importance", "nuts") else find_bounds(programs, beta, self.reward_bound)
-        num = most_draws(self.num_samples, programs.structure)
         found, sampled = bracket_by_sampling(programs, beta, draw, num, bounds)
         if self.method == "rejection" and found.upper is None:
             rewards = list(programs.structure.names("reward"))

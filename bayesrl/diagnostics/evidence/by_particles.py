@@ -1,6 +1,7 @@
 """Both sides of log Z by sequential Monte Carlo: forward runs from below, runs that hold a draw of p* from above."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,40 +11,84 @@ from scipy.special import logsumexp
 
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.programs import Programs
-from bayesrl.diagnostics.evidence.confidence_limits import NUM_GROUPS, markov_lower
+from bayesrl.diagnostics.evidence.confidence_limits import LEVEL, NUM_GROUPS, markov_lower
 from bayesrl.diagnostics.evidence.mixture_sample import target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
 from bayesrl.errors import EngineError
-from bayesrl.exact.weighted_draws import context_axes, gather_by_context, numpy_generator
-from bayesrl.monte_carlo.particles.engines import ParticleEngine, ParticleOptions
+from bayesrl.monte_carlo.particles.bridging import Bridge, bridge
+from bayesrl.monte_carlo.particles.conditional_chains import SWEEPS, Runs, run_particles, walk_chains
+from bayesrl.monte_carlo.particles.engines import ParticleEngine, ParticleOptions, own_engine, usual_twist
 from bayesrl.monte_carlo.rejection_sampling import rejection
 from bayesrl.monte_carlo.sequential_monte_carlo import choose_engine
 from bayesrl.statistics.estimates import Estimate, Interval, mean_of_draws
 from bayesrl.typing import Params, PRNGKey
 
-_SWEEPS = 32
-"""Conditional runs that a path goes through before it counts as a draw of p*; the first quarter warms up."""
+FEW_STEPS = 60
+"""Longer paths of temperature take minutes, so that only who asks for particles gets them."""
 
 _MOST_PARTICLES = 512
-_MAX_RHAT = 1.1
-_FALSE_ALARMS = 1e-3
-_NOTHING = 1e-8
+_MANY_CONTEXTS = 8
 _PILOT = 4
+_PILOT_SPREAD = 0.5
+"""Where log Ẑ of the pilot's runs spreads by more than this, nats, more particles are taken."""
+
 _SPREAD = 1.0
 """Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
 
+_FEWEST_GROUPS = 8
+_SIDES_APART = 4.0
+"""Standard errors between the two sides' estimates beyond which neither is trusted."""
 
-class _Runs(NamedTuple):
-    """Replications of particles: paths [replications, particles, ...], and log-weights with contexts last, nats."""
 
-    sites: dict[str, np.ndarray]
-    log_weights: np.ndarray
+def _sizes(programs: Programs) -> tuple[int, int]:
+    """Return the number of runs and the fewest particles of each: contexts share the noise, so many need fewer."""
+    few = math.prod(programs.structure.context_shape) < _MANY_CONTEXTS
+    return (NUM_GROUPS, 64) if few else (NUM_GROUPS // 2, 16)
+
+
+class Above(NamedTuple):
+    """Runs that hold a draw of p*.
+
+    Attributes:
+        log_z: log Ẑ, [each, groups, contexts], nats: runs of one group depend on one another.
+        caveat: what the upper side rests on; empty if the draws are exact.
+        met: whether the draws may be taken for draws of p*, [contexts].
+    """
+
+    log_z: np.ndarray
+    caveat: str
+    met: np.ndarray
 
     @property
-    def log_z(self) -> np.ndarray:
-        """Log Ẑ of each replication, [replications, contexts], nats."""
-        return np.asarray(logsumexp(self.log_weights, axis=1) - math.log(self.log_weights.shape[1]))
+    def has_upper(self) -> bool:
+        """Whether there is an upper side."""
+        return bool(self.met.all())
+
+    def of_context(self, context: int) -> "Above":
+        """Return the runs of one context, as if it stood alone."""
+        one = slice(context, context + 1)
+        return self._replace(log_z=self.log_z[..., one], met=self.met[one])
+
+
+class Bracket(NamedTuple):
+    """Log Z of the mean context from runs of both kinds, nats.
+
+    Attributes:
+        interval: with both limits; without calibrated ends where `trusted` is False.
+        lower: mean of log Ẑ of free runs.
+        upper: mean of log Ẑ of runs that hold a draw of p*; None without an upper side.
+        by_context: the estimate of each context, and what moves it.
+        caveat: what the upper side rests on, and why there are no calibrated ends.
+        trusted: whether the standard error is.
+    """
+
+    interval: Interval
+    lower: Estimate
+    upper: Estimate | None
+    by_context: Bridge
+    caveat: str
+    trusted: bool
 
 
 def bracket_by_particles(
@@ -55,13 +100,16 @@ def bracket_by_particles(
     sampled: TemperedSample,
     bounds: Bounds,
     num_samples: int,
-    twist: Any = None,
+    twist: Any,
+    exact_draws: Mapping[str, Any] | None,
+    most_steps: int,
 ) -> Evidence:
     """Bracket one fit from particles of the prior or of the fit, whichever a pilot finds better.
 
     Below: E[Ẑ] = Z for every forward run. Above: E[1/Ẑ] = 1/Z for runs conditional on a draw of p*. Both limits are
-    Markov's, and hold for any number of runs. The draws are exact if rejection gives them; else they come from chains
-    of conditional runs, and the upper side is asymptotic.
+    Markov's, and hold for any number of runs. The draws are exact if they are given, or if rejection gives them; else
+    they come from chains of conditional runs, and the upper side is asymptotic. The pilot's draws are its own, so its
+    choice costs nothing of the level.
 
     Args:
         key: consumed whole.
@@ -71,56 +119,92 @@ def bracket_by_particles(
         found: the bracket from draws of fit and prior.
         sampled: those draws.
         bounds: on the rewards, if they are proven or given.
-        num_samples: greatest number of particles in all forward runs.
-        twist: of `smc`.
+        num_samples: greatest number of particles in all forward runs and in the fewest conditional ones.
+        twist: of `smc`; None takes the usual one.
+        exact_draws: draws of p*, {site: [draws, ...]}, if there are any.
+        most_steps: of temperature; a longer path is given up.
 
     References:
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
     """
-    num = int(np.clip(num_samples // NUM_GROUPS, 2, _MOST_PARTICLES))
-    engine = _better_engine(fold_in(key, 0), programs, params, beta, num, twist)
-    forward = _run(fold_in(key, 1), engine, beta, num, None)
-    exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples)
-    caveat, met = "", True
-    if exact is None:
-        exact, met = _chain(fold_in(key, 3), programs, engine, beta, num, forward)
-        caveat = "the upper side is asymptotic: it rests on chains of conditional particles having reached all of p*"
-    backward = _run(fold_in(key, 4), engine, beta, num, exact)
-    if not met:
-        caveat = "the chains of conditional particles have not met, so log Z has no upper side"
-    return _joined(programs, params, beta, found, sampled, forward, backward, caveat, has_upper=met)
+    num_runs, fewest = _sizes(programs)
+    most = int(np.clip(num_samples // (num_runs * (SWEEPS[0] + 2)), 2, _MOST_PARTICLES))
+    ways = _ways(fold_in(key, 0), programs, params, beta, num_runs, (fewest, most), most_steps, twist)
+    exact = exact_draws
+    if exact is None and sampled.exact_draws.min() * num_samples >= NUM_GROUPS * len(sampled.w):
+        exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples, num_runs)
+    tried = []
+    for i, (engine, num) in enumerate(ways):
+        own_key = fold_in(key, 3 + i)
+        forward = run_particles(fold_in(own_key, 0), engine, beta, num, None)
+        if exact is None:
+            above = from_chains(fold_in(own_key, 1), programs, engine, beta, num, forward)
+        else:
+            above = _from_exact_draws(fold_in(own_key, 2), engine, beta, num, num_runs, exact)
+        tried.append((forward, above))
+        # The next way's runs are its own, so that others came to nothing does not move them.
+        if above.has_upper:
+            break
+    forward, above = next((pair for pair in tried if pair[1].has_upper), tried[0])
+    return _joined(programs, params, beta, found, sampled, forward, above)
 
 
-def _better_engine(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, num: int, twist: Any
-) -> ParticleEngine:
-    """Propose from the prior or from the fit: log Ẑ is too low on average, and the better proposal's is higher."""
-    # A small pilot, as only the order of the two matters.
-    small = ParticleOptions(min(num, 64), _PILOT, 0.5, "systematic", twist)
-    proposals = [None, (programs, params)]
-    means = []
-    for i, proposal in enumerate(proposals):
+def _ways(
+    key: PRNGKey,
+    programs: Programs,
+    params: Params,
+    beta: float | None,
+    num_runs: int,
+    between: tuple[int, int],
+    most_steps: int,
+    given: Any,
+) -> list[tuple[ParticleEngine, int]]:
+    """Order the ways of proposing, from the prior or from the fit, by a pilot; at most two of them, with their sizes.
+
+    Log Ẑ is too low on average, and the better proposal's is higher; its spread is taken off, so that noise does not
+    pass for height. More particles are taken where a few leave log Ẑ noisy.
+    """
+    num = min(between)
+    texts = own_engine(programs.policy) is not None
+    twist = given if given is not None else usual_twist(programs.policy)
+    candidates: list[tuple[Any, Any, float]] = [(None, twist, 0.5), ((programs, params), twist, 0.5)]
+    if texts:
+        # A fit that looks ahead by itself is resampled too early by weights that do not: its last way is not at all.
+        candidates.append(((programs, params), None, 0.0))
+    policy = replace(programs, guide=None, transforms={})
+
+    def make(i: int, num_particles: int, replications: int) -> ParticleEngine:
+        proposal, twist, below = candidates[i]
+        options = ParticleOptions(num_particles, replications, below, "systematic", twist, most_steps=most_steps)
+        return choose_engine(policy, proposal, "auto", options)
+
+    runs = []
+    for i in range(len(candidates)):
         try:
-            engine = choose_engine(replace(programs, guide=None, transforms={}), proposal, "auto", small)
-            means.append(float(_run(fold_in(key, i), engine, beta, small.num_particles, None).log_z.mean()))
+            # The pilot runs what the bracket will run, so that it compiles nothing of its own.
+            engine = make(i, num, _PILOT if texts else num_runs)
+            log_z = run_particles(fold_in(key, i), engine, beta, num, None).log_z
         except EngineError as error:
-            # A twist that does not fit is the caller's mistake, and the first proposal shows it.
-            if twist is not None and i == 0:
-                raise error
-            means.append(-math.inf)
-    best = proposals[int(np.argmax(means))]
-    options = small._replace(num_particles=num, num_replications=NUM_GROUPS)
-    return choose_engine(replace(programs, guide=None, transforms={}), best, "auto", options)
-
-
-def _run(key: PRNGKey, engine: ParticleEngine, beta: float | None, num: int, reference: Any) -> _Runs:
-    draws, log_weights = engine.run(key, beta, reference)
-    sites = {name: np.asarray(x).reshape(-1, num, *np.shape(x)[1:]) for name, x in draws.sites.items()}
-    return _Runs(sites, log_weights.reshape(-1, num, log_weights.shape[-1]))
+            # A twist that does not fit is the caller's mistake, and the first way shows it.
+            if given is not None and i == 0:
+                raise
+            told = error
+            continue
+        spread = log_z.std(0, ddof=1)
+        runs.append((float((log_z.mean(0) - spread).mean()), float(spread.max()), i, engine))
+    if not runs:
+        raise told
+    ways = []
+    for _, widest, i, engine in sorted(runs, key=lambda run: run[:3], reverse=True)[:2]:
+        own = num
+        if widest > _PILOT_SPREAD and between[1] > num:
+            own = int(min(between[1], num * 4 ** math.ceil(math.log(widest / _PILOT_SPREAD, 2))))
+        ways.append((engine, num) if own == num and not texts else (make(i, own, num_runs), own))
+    return ways
 
 
 def _exact_draws(
-    key: PRNGKey, programs: Programs, beta: float | None, bounds: Bounds, num_samples: int
+    key: PRNGKey, programs: Programs, beta: float | None, bounds: Bounds, num_samples: int, num_runs: int
 ) -> dict[str, np.ndarray] | None:
     """Draw a path of p* for each run by rejection; None where that does not reach."""
     if beta is None or not np.isfinite(bounds.reward).all():
@@ -131,59 +215,50 @@ def _exact_draws(
             programs.policy,
             *programs.args,
             beta=beta,
-            num_samples=NUM_GROUPS,
+            num_samples=num_runs,
             reward_bound=bounds.reward.reshape(programs.structure.context_shape),
             max_proposals=max(num_samples, 4),
         )
     except EngineError:
         return None
-    if drawn.ess is None or drawn.ess.min() < NUM_GROUPS:
+    if drawn.ess is None or drawn.ess.min() < num_runs:
         return None
     return {name: np.asarray(x) for name, x in drawn.sites.items()}
 
 
-def _chain(
-    key: PRNGKey, programs: Programs, engine: ParticleEngine, beta: float | None, num: int, forward: _Runs
-) -> tuple[dict[str, np.ndarray], bool]:
-    """Walk one chain per run towards p* by conditional particles; return its last paths, and whether chains have met.
-
-    References:
-        Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.5.
-    """
-    structure = programs.structure
-    # Sweeps take the numbers from 0.
-    rng = numpy_generator(fold_in(key, 2**20))
-    paths, trail = _one_of_each(rng, forward, structure), []
-    for sweep in range(_SWEEPS):
-        runs = _run(fold_in(key, sweep), engine, beta, num, paths)
-        paths = _one_of_each(rng, runs, structure)
-        trail.append(runs.log_z.mean(1))
-    return paths, _have_met(np.stack(trail[_SWEEPS // 4 :], 1))
+def _from_exact_draws(
+    key: PRNGKey,
+    engine: ParticleEngine,
+    beta: float | None,
+    num: int,
+    num_runs: int,
+    exact: Mapping[str, Any],
+) -> Above:
+    """Run once on each draw; where there are fewer draws than runs, each is held by equally many."""
+    count = min(len(next(iter(exact.values()))), num_runs)
+    each, held = num_runs // count, np.arange(num_runs) % count
+    runs = run_particles(key, engine, beta, num, {name: np.asarray(x)[held] for name, x in exact.items()})
+    # Runs on the same draw stand along the first axis; what is left over is not used.
+    log_z = runs.log_z[: each * count].reshape(each, count, -1)
+    return Above(log_z, "", np.ones(log_z.shape[-1], bool))
 
 
-def _have_met(values: np.ndarray) -> bool:
-    """Whether chains [chains, sweeps] agree (R-hat), and their mean over chains does not drift (a t-test)."""
-    chains, sweeps = values.shape
-    within, between = values.var(1, ddof=1).mean(), values.mean(1).var(ddof=1)
-    # Without any spread R-hat is undefined: the chains agree or they do not.
-    if within < _NOTHING:
-        return bool(between < _NOTHING)
-    rhat = math.sqrt((sweeps - 1) / sweeps + between / within)
-    drift = values[:, sweeps // 2 :].mean(1) - values[:, : sweeps // 2].mean(1)
-    t = abs(drift.mean()) / (drift.std(ddof=1) / math.sqrt(chains))
-    return bool(rhat < _MAX_RHAT and t < special.stdtrit(chains - 1, 1 - _FALSE_ALARMS / 2))
+def from_chains(
+    key: PRNGKey, programs: Programs, engine: ParticleEngine, beta: float | None, num: int, forward: Runs
+) -> Above:
+    """Run on the draws that chains of conditional particles give, which start at forward runs."""
+    chains = walk_chains(key, engine, beta, num, forward, programs.structure)
+    caveat = "the upper side is asymptotic: it rests on chains of conditional particles having reached all of p*"
+    if not chains.met.all():
+        caveat = (
+            f"chains of conditional particles have not met after {chains.num_sweeps} runs (R-hat {chains.rhat:.2f}), "
+            "so log Z has no upper side"
+        )
+    return Above(chains.log_z, caveat, chains.met)
 
 
-def _one_of_each(rng: np.random.Generator, runs: _Runs, structure: Any) -> dict[str, np.ndarray]:
-    """Choose one path of each run in proportion to its weight, in each context on its own."""
-    gumbel = rng.gumbel(size=runs.log_weights.shape)
-    # Gumbel's trick: one array of noise draws for all runs and contexts, and never takes a weight of 0.
-    index = (runs.log_weights + gumbel).argmax(1)  # [replications, contexts]
-    axes, shape = context_axes(structure), structure.context_shape
-    return {
-        name: np.concatenate([gather_by_context(x[r], index[r : r + 1], axes[name], shape) for r in range(len(x))])
-        for name, x in runs.sites.items()
-    }
+def _log_mean(log_values: np.ndarray) -> np.ndarray:
+    return np.asarray(logsumexp(log_values, axis=0) - math.log(len(log_values)))
 
 
 def _joined(
@@ -192,61 +267,112 @@ def _joined(
     beta: float | None,
     found: Evidence,
     sampled: TemperedSample,
-    forward: _Runs,
-    backward: _Runs,
-    caveat: str,
-    *,
-    has_upper: bool,
+    forward: Runs,
+    above: Above,
 ) -> Evidence:
     """Put the limits of particles in the place of those of weighted draws; J and the prior's objective stay."""
-    scale, rounding = 1.0 if beta is None else beta, sampled.rounding
-    shape = programs.structure.context_shape
-    given = 0.0 if found.log_marginal is None or beta is None else float(found.log_marginal.mean)
-    low, high = forward.log_z - given, backward.log_z - given
-    contexts = low.shape[1]
-    by_context = logsumexp(low, axis=0) - math.log(len(low))
-    influence = np.exp(low - by_context) - 1
-    log_z, (_, se) = np.asarray(by_context.mean()), mean_of_draws(influence.mean(1))
-    lower = Estimate(*mean_of_draws(low.mean(1)))
-    upper = Estimate(*mean_of_draws(high.mean(1))) if has_upper else None
-    least = np.asarray(markov_lower(low.sum(1)) / contexts - rounding)
-    # E[1/Ẑ] = 1/Z, so the lower limit of −log Z, with its sign turned, is the upper one of log Z.
-    most = np.asarray(-markov_lower(-high.sum(1)) / contexts + rounding if has_upper else np.inf)
-    # Forward runs alone may all have missed a mode, and say nothing of it. The spread is of single runs, not of their
-    # mean: where it is wide, Ẑ is skewed and a few runs decide.
-    trusted = bool(has_upper and low.std(0).max() < _SPREAD and high.std(0).max() < _SPREAD)
-    evidence = Interval.normal(log_z, se)._replace(conservative_lower=least, conservative_upper=most)
-    if not trusted:
-        nothing = np.asarray(np.nan)
-        evidence = evidence._replace(lower=nothing, upper=nothing)
-        caveat = caveat or "single runs of particles differ by more than a nat, so only conservative limits are given"
+    scale, shape = 1.0 if beta is None else beta, programs.structure.context_shape
+    given = found.log_marginal if beta is not None else None
+    bracket = bracket_of_runs(forward.log_z, above, given, sampled.rounding)
+    evidence, by_context, trusted = bracket.interval, bracket.by_context, bracket.trusted
     objective = found.objective * (1 / scale)
     gap = _gap(evidence, objective, trusted=trusted)
     mean_w, influence_of_w = _mean_under_target(programs, params, beta, forward)
     # KL(p*‖q) = E_p*[w] − log Z, of the same runs: their errors partly cancel.
+    forward_z = _log_mean(forward.log_z)
+    influence = np.exp(forward.log_z - forward_z) - 1
     _, forward_se = mean_of_draws(influence_of_w - influence.mean(1))
-    kl_forward = Interval.normal(max(mean_w - given - float(log_z), 0.0), forward_se)
+    kl_forward = Interval.normal(max(mean_w - float(forward_z.mean()), 0.0), forward_se)
     if not trusted:
         kl_forward = Interval.between(0.0, np.inf)._replace(mean=kl_forward.mean, se=kl_forward.se)
+    errors = np.hypot(*(x.std(0, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else 0.0 * x[0] for x in by_context[1:]))
     return replace(
         found,
         method="smc",
-        lower=lower,
-        upper=upper,
-        caveat=caveat,
+        lower=bracket.lower,
+        upper=bracket.upper,
+        caveat=bracket.caveat,
         log_evidence=evidence,
-        by_context=Interval.normal(
-            by_context.reshape(shape), (influence.std(0, ddof=1) / math.sqrt(len(influence))).reshape(shape)
-        ),
+        by_context=Interval.normal(by_context.log_z.reshape(shape), errors.reshape(shape)),
         optimum=evidence * scale,
         gap=gap * scale,
         kl_reverse=gap,
         kl_forward=kl_forward,
-        num_samples=found.num_samples + 2 * low.shape[0] * forward.log_weights.shape[1],
+        num_samples=found.num_samples + (len(forward.log_z) + above.log_z[..., 0].size) * forward.log_weights.shape[1],
     )
 
 
-def _mean_under_target(programs: Programs, params: Params, beta: float | None, runs: _Runs) -> tuple[float, np.ndarray]:
+def bracket_of_runs(
+    forward: np.ndarray, above: Above, marginal: Interval | None = None, rounding: float = 0.0
+) -> Bracket:
+    """Bracket log Z − log p(y) of the mean context from log Ẑ of runs.
+
+    Args:
+        forward: of free runs, [runs, contexts], nats.
+        above: runs that hold a draw of p*.
+        marginal: log p(y), nats; None means 0.
+        rounding: possible error of single precision, nats.
+    """
+    given, error, doubt = _marginal(marginal)
+    low, high = forward - given, above.log_z - given
+    contexts = low.shape[1]
+    # The mean of 1/Ẑ over runs that depend on one another has the expectation 1/Z all the same.
+    upper = Estimate(*_mean_of_groups(-_log_mean(-high).mean(1))) if above.has_upper else None
+    least = np.asarray(markov_lower(low.sum(1)) / contexts - rounding - doubt[1])
+    # E[1/Ẑ] = 1/Z, so the lower limit of −log Z, with its sign turned, is the upper one of log Z.
+    of_upper = -markov_lower(_log_mean(-high.sum(-1))) / contexts + rounding + doubt[0]
+    most = np.asarray(of_upper if above.has_upper else np.inf)
+    by_context, caveat, trusted = _both_sides(low, high, above)
+    log_z = np.asarray(by_context.log_z.mean())
+    se = math.hypot(error, *(_error(x.mean(1)) for x in (by_context.of_forward, by_context.of_backward)))
+    wide = special.stdtrit(len(low) - 1, 1 - LEVEL) * se + rounding if trusted else math.nan
+    interval = Interval(log_z, np.asarray(se), log_z - wide, log_z + wide, least, most)
+    return Bracket(interval, Estimate(*mean_of_draws(low.mean(1))), upper, by_context, caveat, trusted)
+
+
+def _marginal(known: Interval | None) -> tuple[float, float, tuple[float, float]]:
+    """Return log p(y), its standard error, and how far it may lie below and above its mean; nats."""
+    if known is None:
+        return 0.0, 0.0, (0.0, 0.0)
+    mean = float(known.mean)
+    return mean, float(known.se), (mean - float(known.conservative_lower), float(known.conservative_upper) - mean)
+
+
+def _both_sides(low: np.ndarray, high: np.ndarray, above: Above) -> tuple[Bridge, str, bool]:
+    """Estimate log Z from all runs that may be used; also say why its standard error is not to be trusted, if so."""
+    forward = _log_mean(low)
+    free = np.exp(low - forward) - 1
+    # Forward runs alone may all have missed a mode, and say nothing of it.
+    alone = Bridge(forward, free, np.zeros((2, low.shape[1])))
+    if not above.has_upper:
+        return alone, above.caveat, False
+    # The spread is of single runs, not of their mean: where it is wide, Ẑ is skewed and a few runs decide.
+    if max(low.std(0).max(), high.std((0, 1)).max()) >= _SPREAD:
+        why = "single runs of particles differ by more than a nat, so only conservative limits are given"
+        return alone, _and(above.caveat, why), False
+    backward = -_log_mean(-high)
+    apart = float((forward + _log_mean(-backward)).mean())
+    errors = _error(free.mean(1)), _error((np.exp(-(backward + _log_mean(-backward))) - 1).mean(1))
+    if len(backward) >= _FEWEST_GROUPS and abs(apart) > _SIDES_APART * math.hypot(*errors) + 1e-3:
+        return alone, _and(above.caveat, "free runs of particles and conditional ones contradict each other"), False
+    # A few groups do not tell their own spread.
+    return (bridge(low, high) if len(backward) >= _FEWEST_GROUPS else alone), above.caveat, True
+
+
+def _and(first: str, second: str) -> str:
+    return f"{first}; {second}" if first else second
+
+
+def _error(values: np.ndarray) -> float:
+    """Return the standard error of a mean of independent numbers; 0 of one, which has no spread to tell it."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _mean_of_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(values.mean()), np.asarray(_error(values))
+
+
+def _mean_under_target(programs: Programs, params: Params, beta: float | None, runs: Runs) -> tuple[float, np.ndarray]:
     """Average w = log(π₀·exp(R/β)/q) over p*, mean over contexts, nats; also return each run's influence on it."""
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in runs.sites.items()}
     w = target_log_weights(programs, params, flat, beta).reshape(runs.log_weights.shape)

@@ -14,13 +14,16 @@ from bayesrl.core.trace import trace_abstractly, trace_program
 from bayesrl.diagnostics.evidence.confidence_limits import mean_interval
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
+from bayesrl.diagnostics.evidence.tempered_sample import MIN_ESS, MIN_EXACT, Bounds, TemperedSample
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.statistics.best_of_n_law import estimated_law, rank_rewards
 from bayesrl.statistics.estimates import Estimate, Interval
 
-_FIRST_DRAWS, _CELLS = 2**13, 2**23
+FIRST_DRAWS = 2**13
+"""Draws of the first batch: half of the fit, half of the prior."""
+
+_CELLS = 2**23
 _GROUPS = 8
 
 
@@ -49,7 +52,7 @@ def bracket_by_sampling(
 
 def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_samples: int) -> T:
     """Quadruple the number of draws until the answer is precise enough."""
-    num = min(_FIRST_DRAWS, num_samples)
+    num = min(FIRST_DRAWS, num_samples)
     found = find(num)
     while num < num_samples and not is_known(found):
         num = min(4 * num, num_samples)
@@ -183,3 +186,19 @@ def is_sharp(found: Evidence) -> bool:
     width = float(found.gap.upper - found.gap.lower)
     gain = float(found.optimum.mean - found.prior_objective.mean)
     return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)
+
+
+def needs_particles(
+    found: Evidence, sampled: TemperedSample, num_samples: int, *, continuous: bool, has_draws: bool
+) -> bool:
+    """Whether first draws say that draws do not reach p*, so that particles are worth their compilation.
+
+    They do not where fewer than `MIN_EXACT` of all draws would be kept by rejection, and nothing else calibrates their
+    weights: no small support that they cover, and no NUTS beside weights that are worth enough.
+    """
+    assert found.log_evidence is not None
+    if is_sharp(found) or np.isfinite(found.log_evidence.upper) or not np.isfinite(found.objective.mean):
+        return False
+    if continuous and not has_draws and sampled.ess >= MIN_ESS:
+        return False
+    return has_draws or bool(sampled.exact_draws.min() * num_samples < MIN_EXACT * len(sampled.w))

@@ -12,14 +12,14 @@ LEVEL = 0.025
 """Error probability of each side: two sides make a 95% interval."""
 
 NUM_GROUPS = 32
-"""Groups of draws whose smallest estimate is a lower limit; it must be fixed beforehand for the limit to hold."""
+"""Groups of draws whose estimates together make a lower limit; it must be fixed beforehand for the limit to hold."""
 
 
 def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
     """Bound log Z from below from independent unbiased estimates of Z, without a standard error.
 
-    By Markov's inequality P(Ẑ ≥ t·Z) ≤ 1/t for each, so P(min Ẑ ≥ t·Z) ≤ t^−K for K of them: with
-    probability at least 1 − level, log Z ≥ min log Ẑ − log(1/level)/K.
+    The product of K of them has the expectation Zᴷ, so by Markov's inequality P(Π Ẑ ≥ Zᴷ/level) ≤ level: with
+    probability at least 1 − level, log Z ≥ mean log Ẑ − log(1/level)/K.
 
     Args:
         log_estimates: log Ẑ of each group, [groups], nats; for a product over contexts, the sum of their logs.
@@ -30,9 +30,9 @@ def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
 
     References:
         Gogate & Dechter (2007), "Studies in lower bounding probability of evidence using the Markov
-        inequality", section 3.
+        inequality", section 3, where the least or the mean of the estimates stands for their product.
     """
-    return float(np.min(log_estimates) - math.log(1 / level) / len(log_estimates))
+    return float(np.mean(log_estimates) - math.log(1 / level) / len(log_estimates))
 
 
 def bounded_upper(values: np.ndarray, greatest: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:

@@ -22,7 +22,7 @@ from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.monte_carlo.particles.filter import FilterPlan, run_filter
 from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
-from bayesrl.monte_carlo.particles.tempering import TemperedPath, tempered_path
+from bayesrl.monte_carlo.particles.tempering import MOST_STEPS, TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
 from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist, learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
@@ -32,16 +32,23 @@ from bayesrl.typing import Params, PRNGKey
 
 _MOST_STATES = 2**20
 _ROUNDING = 1e-3
+_RENEWALS = 8
 
 
 class ParticleOptions(NamedTuple):
-    """How many particles, when and how to resample them, and how they look ahead; see `smc`."""
+    """How many particles, when and how to resample them, and how they look ahead; see `smc`.
+
+    `renewals` is how many times a conditional run along a scan may give its reference another past; `most_steps` the
+    length of a path of temperatures at which a pilot gives up.
+    """
 
     num_particles: int
     num_replications: int
     resample_below: float
     resampling: Scheme
     twist: Any
+    renewals: int = 0
+    most_steps: int = MOST_STEPS
 
 
 @runtime_checkable
@@ -58,6 +65,9 @@ class ParticleEngine(Protocol):
             beta: reward units per nat; None without rewards.
             reference: a path for each replication, {site: [replications, ...]}, on which the run is conditional.
         """
+
+    def renewing(self) -> "ParticleEngine":
+        """Return an engine whose chains of conditional runs mix better, at a price; itself if it has none."""
 
 
 type _MakeEngine = Callable[[Programs, Params, ParticleOptions], ParticleEngine]
@@ -78,6 +88,12 @@ def register_particles(kind: type) -> Callable[[Any], Any]:
 def own_engine(policy: Any) -> _MakeEngine | None:
     """Return the engine that a program's class has registered."""
     return next((engine for kind, engine in _ENGINES.items() if isinstance(policy, kind)), None)
+
+
+def usual_twist(policy: Any) -> Any:
+    """Return the twist that the engine of a program's class looks ahead by, if it has one that costs little."""
+    kind: Any = own_engine(policy)
+    return None if kind is None else kind.usual_twist(policy)
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class TemperedParticles:
                 threshold=self.size.resample_below,
                 # Only multinomial resampling leaves the others independent of the particle that must survive.
                 scheme=self.size.resampling if reference is None else "multinomial",
+                most_steps=self.size.most_steps,
             )
         found = self._paths[kind].run(fold_in(key, 1), reference)
         contexts = found.log_weights.shape[-1]
@@ -127,6 +144,10 @@ class TemperedParticles:
         draws = ScoredDraws.of(*scored, structure, Evaluations.of_both(spent))
         refuse_worthless(structure, draws)
         return draws, found.log_weights.reshape(-1, contexts)
+
+    def renewing(self) -> "TemperedParticles":
+        """Return itself: its moves renew whole paths already."""
+        return self
 
     def _powers(self, schedule: Sequence[float], beta: float | None) -> list[float]:
         end = 1.0 if beta is None else beta
@@ -209,6 +230,10 @@ class SequentialParticles:
         spent = Evaluations.of_both((tried + 1) * self.size.num_replications * self.size.num_particles)
         return spent.plus(plan.twist.evaluations) if planned and isinstance(plan.twist, ExactTwist) else spent
 
+    def renewing(self) -> "SequentialParticles":
+        """Return particles whose conditional runs may give their references other pasts, so that chains mix."""
+        return SequentialParticles(self.steps, self.params, self.size._replace(renewals=_RENEWALS))
+
     def _plan(self, beta: float | None) -> FilterPlan:
         steps, structure = self.steps, self.steps.programs.structure
         carry_axes = context_axes_of_carries(steps, self.params)
@@ -234,6 +259,7 @@ class SequentialParticles:
             look_ahead,
             context_axes(structure),
             carry_axes,
+            self.size.renewals,
         )
 
     def _function(self, twist: Any) -> Callable[..., Any]:
@@ -304,8 +330,9 @@ def _run(
         # The whole program once more: it draws and scores what stands behind the scan, and confirms the steps.
         draws = jax.vmap(lambda k, v: programs.run_both(k, params, v))(keys, run.sites)
         if reference is not None:
-            # The reference also has the sites behind the scan, which other particles have just drawn.
-            whole = programs.run_both(None, params, reference)
+            # The reference also has the sites behind the scan, which other particles have just drawn; its past may
+            # have been renewed.
+            whole = programs.run_both(None, params, reference | {k: x[0] for k, x in run.sites.items()})
             draws = jax.tree.map(lambda x, y: x.at[0].set(y), draws, whole)
 
         def weight(names: Sequence[str]) -> Array:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ class FilterPlan:
         look_ahead: whether to try every joint value of a step under the twist, instead of drawing from the guide.
         site_axes: of each latent site's value, without time.
         carry_axes: of the leaves of the policy's carry, and of the guide's.
+        renewals: how many times a conditional run may give its reference another past.
     """
 
     steps: TimeSteps
@@ -42,6 +43,7 @@ class FilterPlan:
     look_ahead: bool
     site_axes: Mapping[str, Axes]
     carry_axes: tuple[tuple[Axes, ...], tuple[Axes, ...]]
+    renewals: int = 0
 
 
 class FilterRun(NamedTuple):
@@ -67,13 +69,19 @@ class FilterRun(NamedTuple):
 
 
 class _Particles(NamedTuple):
-    """The particles between two steps, [particles, ...]; weights as in `FilterRun`."""
+    """The particles between two steps, [particles, ...]; weights as in `FilterRun`.
+
+    `joint` is log π₀ + R/β + log p(y|x) so far, nats; `history` has the sites of every step, those to come unset.
+    Both serve only renewals of a reference's past.
+    """
 
     before: dict[str, Array]
     carries: Carries
     log_weights: Array
     total: Array
     twisted: Array
+    joint: Array
+    history: dict[str, Array]
 
 
 class _Move(NamedTuple):
@@ -84,6 +92,7 @@ class _Move(NamedTuple):
     gain: Array  # log π₀/q + R/β + log p(y|x) of this part
     increment: Array  # of the weight, with the twists
     twisted: Array
+    joint: Array  # log π₀ + R/β + log p(y|x) of this part
 
 
 def run_filter(
@@ -92,7 +101,8 @@ def run_filter(
     """Run the filter once.
 
     With a reference the run is conditional on it: particle 0 follows it and survives every resampling. If the
-    reference is a draw of p*, then E[1/Ẑ] = 1/Z, which bounds log Z from above.
+    reference is a draw of p*, then E[1/Ẑ] = 1/Z, which bounds log Z from above. A renewal lets the reference take the
+    past of another particle, in proportion to what that particle's past and the reference's future are worth together.
 
     Args:
         key: consumed whole.
@@ -102,7 +112,8 @@ def run_filter(
         reference: values of all latent sites, one path in each context; needs multinomial resampling.
 
     References:
-        Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.3.
+        Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.3; Lindsten, Jordan
+        & Schön (2014), "Particle Gibbs with ancestor sampling".
     """
     num, steps = plan.num_particles, plan.steps
     contexts = math.prod(steps.programs.structure.context_shape)
@@ -110,7 +121,14 @@ def run_filter(
     everyone = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[:, None], (num, contexts))
     zero = jnp.zeros((num, contexts))
     move = filter_.enter(fold_in(key, 0))
-    start = _Particles(move.sites, move.carries, move.increment, move.gain, move.twisted)
+    history = {}
+    if reference is not None and plan.renewals:
+        history = {
+            name: jnp.zeros((num, *value.shape), value.dtype)
+            for name, value in reference.items()
+            if name in steps.inside
+        }
+    start = _Particles(move.sites, move.carries, move.increment, move.gain, move.twisted, move.joint, history)
 
     def advance(carry: tuple[_Particles, Array], t: Array) -> tuple[tuple[_Particles, Array], tuple[Any, ...]]:
         old, log_z = carry
@@ -118,14 +136,18 @@ def run_filter(
         size = effective_size(old.log_weights)
         poor = size < plan.threshold * num
         parents = jnp.where(poor, ancestors(fold_in(own_key, 0), old.log_weights, plan.scheme), everyone)
-        parents = parents if reference is None else parents.at[0].set(0)
+        if reference is not None:
+            parents = parents.at[0].set(jnp.where(poor, filter_.past_of_reference(fold_in(own_key, 2), t, old), 0))
         log_z = jnp.where(poor, log_z + log_mean(old.log_weights), log_z)
         log_weights = jnp.where(poor, zero, old.log_weights)
         before = filter_.inherit_sites(old.before, parents)
         carries = filter_.inherit_carries(old.carries, parents)
-        total, twisted = (jnp.take_along_axis(x, parents, 0) for x in (old.total, old.twisted))
+        total, twisted, joint = (jnp.take_along_axis(x, parents, 0) for x in (old.total, old.twisted, old.joint))
+        past = filter_.inherit_sites(old.history, parents)
         move = filter_.step(fold_in(own_key, 1), t, before, carries, twisted)
-        new = _Particles(before, move.carries, log_weights + move.increment, total + move.gain, move.twisted)
+        past = {k: lax.dynamic_update_slice_in_dim(x, move.sites[k].astype(x.dtype), t, 1) for k, x in past.items()}
+        log_weights = log_weights + move.increment
+        new = _Particles(before, move.carries, log_weights, total + move.gain, move.twisted, joint + move.joint, past)
         return (new, log_z), (parents, move.sites, size, move.twisted.sum(0))
 
     first = (start, jnp.zeros(contexts))
@@ -188,7 +210,7 @@ class _Filter:
         gain = self._gain(draws, (self.num,))
         later = self._value(t, carries.policy, before, (self.num,))
         # Twists telescope: each part adds its own and takes back the one before.
-        return _Move(draws.sites, carries, gain, gain + later - twisted, later)
+        return _Move(draws.sites, carries, gain, gain + later - twisted, later, self._joint(draws, (self.num,)))
 
     def _best(
         self,
@@ -224,8 +246,9 @@ class _Filter:
 
         sites = {name: self._pick(x, chosen, self.plan.site_axes[name]) for name, x in draws.sites.items()}
         # The weight is the sum over all values, whichever was chosen, so the choice adds no noise to it.
+        picked = self._map_carries(self._pick, carries, chosen)
         return _Move(
-            sites, self._map_carries(self._pick, carries, chosen), of_chosen(gain), best - twisted, of_chosen(later)
+            sites, picked, of_chosen(gain), best - twisted, of_chosen(later), of_chosen(self._joint(draws, lead))
         )
 
     def _masked_mass(self, draws: Draws, axes: tuple[Axis, ...]) -> Array:
@@ -241,6 +264,35 @@ class _Filter:
             mass = jnp.where(jnp.broadcast_to(masked, grid.shape), math.log(axis.size), 0.0)
             found = found + mass.reshape(math.prod(sizes), self.num, -1)
         return found
+
+    def past_of_reference(self, key: PRNGKey, t: Array, old: _Particles) -> Array:
+        """Draw whose past the reference goes on from at step t, [contexts]; its own where there is no renewal."""
+        own, length = jnp.zeros(self.contexts, jnp.int32), self.plan.steps.length
+        if not self.plan.renewals:
+            return own
+        stride = -(-length // self.plan.renewals)
+
+        def renew() -> Array:
+            assert self.reference is not None
+            follows = jnp.arange(length) >= t
+            programs = replace(self.plan.steps.programs, guide=None)
+
+            def composed(before: dict[str, Array], history: dict[str, Array]) -> dict[str, Array]:
+                assert self.reference is not None
+                inside = {
+                    name: jnp.where(follows.reshape(-1, *(1,) * (x.ndim - 1)), self.reference[name], x)
+                    for name, x in history.items()
+                }
+                return self.reference | before | inside
+
+            whole = jax.vmap(lambda b, h: programs.run_both(None, {}, composed(b, h)))(old.before, old.history)
+            # What the future adds to the past's own target, twist and all, which the weight already holds.
+            worth = old.log_weights - old.twisted + self._joint(whole, (self.num,)) - old.joint
+            # An impossible past is as far from possible whatever follows: inf − inf.
+            return jax.random.categorical(key, jnp.where(jnp.isnan(worth), -jnp.inf, worth), axis=0).astype(jnp.int32)
+
+        # `t` is the same in all runs, so that other steps do not pay.
+        return lax.cond(t % stride == 0, renew, lambda: own)
 
     def _referred(self, names: tuple[str, ...], t: Any) -> dict[str, Array]:
         """Return the reference's values of the named sites, of one step if `t` tells which."""
@@ -279,6 +331,14 @@ class _Filter:
         totals = draws.totals((*lead, *self.shape))
         gain = totals.log_likelihood + totals.ratio
         return (gain if self.beta is None else gain + totals.reward / self.beta).reshape(*lead, self.contexts)
+
+    def _joint(self, draws: Draws, lead: tuple[int, ...]) -> Array:
+        """Return log π₀ + R/β + log p(y|x), nats; 0 where nothing will ask for it."""
+        if self.reference is None or not self.plan.renewals:
+            return jnp.zeros((*lead, self.contexts))
+        totals = draws.totals((*lead, *self.shape))
+        joint = totals.log_prior + totals.log_likelihood
+        return (joint if self.beta is None else joint + totals.reward / self.beta).reshape(*lead, self.contexts)
 
     def _value(self, t: Any, carry: Any, before: dict[str, Array], lead: tuple[int, ...]) -> Array:
         if self.plan.twist is None:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
-from numpyro.infer.hmc_util import velocity_verlet
+from numpyro.infer.hmc_util import build_tree, euclidean_kinetic_energy, velocity_verlet
 
 from bayesrl.compilation.random_keys import dummy_key, fold_in, split
 from bayesrl.core.programs import Programs
@@ -21,7 +22,7 @@ from bayesrl.core.trace import abstract_trace
 from bayesrl.monte_carlo.particles.twists import Axes
 from bayesrl.typing import Params, PRNGKey
 
-type KernelName = Literal["independence", "gibbs", "hmc"]
+type KernelName = Literal["independence", "gibbs", "hmc", "nuts"]
 
 _MOST_VALUES = 256
 """Sites with more values than this are not moved one element at a time."""
@@ -30,6 +31,9 @@ _MOST_ELEMENTS = 16
 """This many elements of a site are moved in one sweep, drawn at random."""
 
 _LEAPFROGS = 8
+
+_TREE_DEPTH = 6
+"""No-U-turn paths have at most 2 to this many steps."""
 
 
 class Scored(NamedTuple):
@@ -230,6 +234,63 @@ class Scales(NamedTuple):
     step: Any
 
 
+@dataclass(frozen=True)
+class _Energies:
+    """Energies of one particle in unconstrained coordinates: of place, of momentum, and of their sum per context."""
+
+    target: Target
+    sites: tuple[SmoothSite, ...]
+    particle: dict[str, Array]
+    power: Array
+    inverse: dict[str, Array]  # variances of coordinates: inverse masses
+
+    @classmethod
+    def of(
+        cls, target: Target, sites: tuple[SmoothSite, ...], particle: dict[str, Array], power: Array, scales: Scales
+    ) -> "_Energies":
+        inverse = {}
+        for site in sites:
+            u = site.transform.inv(particle[site.name])
+            step = _spread(scales.step[None], u[None], site.axes, target.shape)[0]
+            # A step of length ε with variances s² is a step of length 1 with variances (ε·s)².
+            inverse[site.name] = (scales.spread[site.name] * step) ** 2
+        return cls(target, sites, particle, power, inverse)
+
+    def start(self, key: PRNGKey) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the particle's place, and draw a momentum."""
+        u = {site.name: site.transform.inv(self.particle[site.name]) for site in self.sites}
+        momentum = {
+            site.name: jax.random.normal(fold_in(key, i), u[site.name].shape) / jnp.sqrt(self.inverse[site.name])
+            for i, site in enumerate(self.sites)
+        }
+        return u, momentum
+
+    def potential(self, u: dict[str, Array]) -> tuple[Array, tuple[Any, ...]]:
+        """Return −log of the target with volumes, [contexts], beside the values, log q and w."""
+        shape = self.target.shape
+        values, volume = dict(self.particle), jnp.zeros(math.prod(shape))
+        for site in self.sites:
+            x = site.transform(u[site.name])
+            values[site.name] = x
+            volume += _per_context(site.transform.log_abs_det_jacobian(u[site.name], x), site.axes, shape)
+        log_q, w = self.target.score(values)
+        return -(log_q + self.power * w + volume), (values, log_q, w)
+
+    def total_potential(self, u: dict[str, Array]) -> Array:
+        """Sum over contexts: they do not interact, so its gradient is that of each."""
+        return self.potential(u)[0].sum()
+
+    def kinetic(self, inverse: dict[str, Array], r: dict[str, Array]) -> Array:
+        """Return the energy of a momentum, as NumPyro's integrator asks for it."""
+        return sum(((0.5 * inverse[name] * r[name] ** 2).sum() for name in r), jnp.zeros(()))
+
+    def kinetic_by_context(self, r: dict[str, Array]) -> Array:
+        """Return the energy of a momentum, [contexts]."""
+        shape = self.target.shape
+        parts = (_per_context(0.5 * self.inverse[s.name] * r[s.name] ** 2, s.axes, shape) for s in self.sites)
+        return sum(parts, jnp.zeros(math.prod(shape)))
+
+
 def hamiltonian(
     key: PRNGKey,
     target: Target,
@@ -239,56 +300,57 @@ def hamiltonian(
     scales: Scales,
 ) -> tuple[Scored, Array]:
     """Move continuous sites by Hamiltonian Monte Carlo, accepted in each context; also return acceptance rates."""
-    shape = target.shape
-
-    def unconstrain(values: dict[str, Array]) -> dict[str, Array]:
-        return {site.name: site.transform.inv(values[site.name]) for site in sites}
-
-    def energy(u: dict[str, Array], particle: dict[str, Array]) -> tuple[Array, tuple[Any, ...]]:
-        values, volume = dict(particle), jnp.zeros(math.prod(shape))
-        for site in sites:
-            x = site.transform(u[site.name])
-            values[site.name] = x
-            volume += _per_context(site.transform.log_abs_det_jacobian(u[site.name], x), site.axes, shape)
-        log_q, w = target.score(values)
-        return -(log_q + power * w + volume), (values, log_q, w)
 
     def one(key: PRNGKey, particle: dict[str, Array]) -> tuple[Any, ...]:
-        u = unconstrain(particle)
-        # A step of length ε with variances s² is a step of length 1 with variances (ε·s)².
-        inverse = {
-            site.name: (scales.spread[site.name] * _spread(scales.step[None], u[site.name][None], site.axes, shape)[0])
-            ** 2
-            for site in sites
-        }
-        momentum = {
-            site.name: jax.random.normal(fold_in(key, i), u[site.name].shape) / jnp.sqrt(inverse[site.name])
-            for i, site in enumerate(sites)
-        }
-
-        def kinetic(inverse: dict[str, Array], r: dict[str, Array]) -> Array:
-            return sum(((0.5 * inverse[name] * r[name] ** 2).sum() for name in r), jnp.zeros(()))
-
-        def kinetic_by_context(r: dict[str, Array]) -> Array:
-            parts = (_per_context(0.5 * inverse[s.name] * r[s.name] ** 2, s.axes, shape) for s in sites)
-            return sum(parts, jnp.zeros(math.prod(shape)))
-
-        # Contexts do not interact, so the gradient of the sum over contexts is that of each.
-        start, update = velocity_verlet(lambda z: energy(z, particle)[0].sum(), kinetic)
+        energies = _Energies.of(target, sites, particle, power, scales)
+        u, momentum = energies.start(key)
+        start, update = velocity_verlet(energies.total_potential, energies.kinetic)
         state = start(u, momentum)
-        state = lax.fori_loop(0, _LEAPFROGS, lambda _, s: update(1.0, inverse, s), state)
+        state = lax.fori_loop(0, _LEAPFROGS, lambda _, s: update(1.0, energies.inverse, s), state)
         # The integrator's energy is summed over contexts, and acceptance needs each.
-        before = energy(u, particle)[0] + kinetic_by_context(momentum)
-        after, (values, log_q, w) = energy(state.z, particle)
-        change = before - after - kinetic_by_context(state.r)
+        before = energies.potential(u)[0] + energies.kinetic_by_context(momentum)
+        after, (values, log_q, w) = energies.potential(state.z)
+        change = before - after - energies.kinetic_by_context(state.r)
         # Where a path diverges, the change is inf − inf.
         return values, log_q, w, jnp.where(jnp.isnan(change), -jnp.inf, change)
 
     values, log_q, w, change = jax.vmap(one)(split(fold_in(key, 0), len(particles.w), None), particles.sites)
     accept = jnp.log(jax.random.uniform(fold_in(key, 1), change.shape)) < change
-    moved = particles.where(accept, Scored(values, log_q, w), target.axes, shape)
+    moved = particles.where(accept, Scored(values, log_q, w), target.axes, target.shape)
     # The mean chance of acceptance has less noise than the share of moves that were accepted.
     return moved, jnp.exp(jnp.minimum(change, 0.0)).mean(0)
+
+
+def no_u_turn(
+    key: PRNGKey,
+    target: Target,
+    sites: tuple[SmoothSite, ...],
+    particles: Scored,
+    power: Array,
+    scales: Scales,
+) -> tuple[Scored, Array]:
+    """Move continuous sites by the no-U-turn sampler, all contexts together; also return acceptance rates.
+
+    References:
+        Hoffman & Gelman (2014), "The No-U-Turn sampler", here NumPyro's; its choice of a place on the path is in
+        detailed balance, so the move can be reversed.
+    """
+
+    def one(key: PRNGKey, particle: dict[str, Array]) -> tuple[Any, ...]:
+        energies = _Energies.of(target, sites, particle, power, scales)
+        u, momentum = energies.start(fold_in(key, 0))
+        inverse = ravel_pytree(energies.inverse)[0]
+        start, update = velocity_verlet(energies.total_potential, euclidean_kinetic_energy)
+        begun, tree_key = start(u, momentum), fold_in(key, 1)
+        tree = build_tree(update, euclidean_kinetic_energy, begun, inverse, 1.0, tree_key, max_tree_depth=_TREE_DEPTH)
+        _, (values, log_q, w) = energies.potential(tree.z_proposal)
+        return values, log_q, w, tree.sum_accept_probs / tree.num_proposals
+
+    values, log_q, w, rates = jax.vmap(one)(split(key, len(particles.w), None), particles.sites)
+    # A particle that cannot be scored stays where it is: no path leads from there.
+    accept = jnp.isfinite(power * particles.w + particles.log_q) & jnp.isfinite(power * w + log_q)
+    moved = particles.where(accept, Scored(values, log_q, w), target.axes, target.shape)
+    return moved, jnp.broadcast_to(rates.mean(), w.shape[1:])
 
 
 def _per_context(values: Array, axes: Axes, shape: tuple[int, ...]) -> Array:

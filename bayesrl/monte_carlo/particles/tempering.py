@@ -26,6 +26,7 @@ from bayesrl.monte_carlo.particles.kernels import (
     gibbs,
     hamiltonian,
     independence,
+    no_u_turn,
     smooth_sites,
     spread_of,
 )
@@ -36,7 +37,7 @@ from bayesrl.typing import Params, PRNGKey
 _CONSTANCY = 0.9
 """The pilot run chooses steps of temperature that leave this share of the particles effective, in every context."""
 
-_MOST_STEPS = 400
+MOST_STEPS = 400
 _ACCEPTANCE = 0.8
 
 
@@ -82,6 +83,7 @@ def tempered_path(
     num_moves: int,
     threshold: float,
     scheme: Scheme,
+    most_steps: int = MOST_STEPS,
 ) -> "TemperedPath":
     """Choose the path from q to the target, for any number of runs.
 
@@ -90,14 +92,18 @@ def tempered_path(
     """
     finite, smooth = finite_sites(programs, axes), smooth_sites(programs, axes)
     names: tuple[KernelName, ...] = tuple(moves) if moves is not None else _usual_moves(finite, smooth)
-    for name, sites, what in (("gibbs", finite, "sites with few values"), ("hmc", smooth, "continuous sites")):
+    for name, sites, what in (
+        ("gibbs", finite, "sites with few values"),
+        ("hmc", smooth, "continuous sites"),
+        ("nuts", smooth, "continuous sites"),
+    ):
         if name in names and not sites:
             raise EngineError(
                 f"moves={list(names)} includes {name!r}, which moves {what}, and the program has none; leave it out"
             )
     static = (programs, axes, _Moves(names, finite, smooth), num_runs, num_particles, threshold, scheme, num_moves)
     path = TemperedPath(static, as_hash_key(key), params, beta)
-    path.pilot(None if powers is None else np.asarray(powers, float))
+    path.pilot(None if powers is None else np.asarray(powers, float), most_steps)
     return path
 
 
@@ -164,16 +170,16 @@ class TemperedPath:
         sites = {name: np.asarray(x)[:, None] for name, x in reference.items()}
         path: list[Scored] = [_scores(self.static, self.params, self.beta, sites)]
         for i in reversed(range(len(self.powers))):
-            # Keys: the pilot counts from 0, the run from _MOST_STEPS + 1, and the way back follows.
-            power, number = np.asarray(self.powers[i], np.float32), np.asarray(2 * _MOST_STEPS + 3 + i, np.int32)
+            # Keys: the pilot counts from 0, the run from MOST_STEPS + 1, and the way back follows.
+            power, number = np.asarray(self.powers[i], np.float32), np.asarray(2 * MOST_STEPS + 3 + i, np.int32)
             given = (self.params, self.beta, self.key, number, power, self.scales[i], path[-1])
             self._run_back = self._run_back or _step_back.prepare(self.static, *given)
             path.append(self._run_back(*given))
         return path[::-1]
 
-    def pilot(self, powers: np.ndarray | None) -> None:
+    def pilot(self, powers: np.ndarray | None, most_steps: int = MOST_STEPS) -> None:
         """Choose the steps of temperature, unless they are given, and the scales of Hamiltonian moves at each."""
-        smooth = self.static[2].smooth if "hmc" in self.static[2].names else ()
+        smooth = self.static[2].smooth if {"hmc", "nuts"} & set(self.static[2].names) else ()
         if powers is not None and not smooth:
             contexts = int(np.prod(self.static[0].structure.context_shape))
             self.powers, self.scales = powers, [Scales({}, np.ones(contexts, np.float32))] * len(powers)
@@ -184,9 +190,9 @@ class TemperedPath:
         chosen: list[float] = []
         scales, now = [], 0.0
         while now < 1.0 and (powers is None or len(chosen) < len(powers)):
-            if len(chosen) == _MOST_STEPS:
+            if len(chosen) == most_steps:
                 raise EngineError(
-                    f"after {_MOST_STEPS} steps of temperature the pilot run is only at {now:.3g} of 1/β; raise "
+                    f"after {most_steps} steps of temperature the pilot run is only at {now:.3g} of 1/β; raise "
                     "num_particles or num_moves, pass a proposal that is nearer, or a schedule"
                 )
             following = self._next(population, now) if powers is None else float(powers[len(chosen)])
@@ -240,13 +246,13 @@ class TemperedPath:
         """
         self.key = as_hash_key(key)
         path = None if reference is None else self._path_back(reference)
-        population = self._begin(_MOST_STEPS + 1)
+        population = self._begin(MOST_STEPS + 1)
         if path is not None:
             population = population._replace(particles=_with_first(population.particles, path[0], 1))
         now = 0.0
         for i, (power, here) in enumerate(zip(self.powers, self.scales, strict=True)):
             first = None if path is None else path[i + 1]
-            population, _ = self._advance(population, _MOST_STEPS + 2 + i, (now, float(power)), here, first)
+            population, _ = self._advance(population, MOST_STEPS + 2 + i, (now, float(power)), here, first)
             now = float(power)
         host = jax.device_get(population)
         weights = np.asarray(host.log_weights, float) + np.asarray(host.log_z, float)[:, None]
@@ -323,15 +329,17 @@ def _moved(
         The particles, and the acceptance rates of Hamiltonian moves, [contexts].
     """
     rates = jnp.ones(particles.w.shape[-1])
-    order = [(i, name) for i in range(num_moves) for name in ("independence", "gibbs", "hmc") if name in moves.names]
+    every: tuple[KernelName, ...] = ("independence", "gibbs", "hmc", "nuts")
+    order = [(i, name) for i in range(num_moves) for name in every if name in moves.names]
     for i, name in reversed(order) if backward else order:
-        own = fold_in(fold_in(key, 1 + i), ("independence", "gibbs", "hmc").index(name))
+        own = fold_in(fold_in(key, 1 + i), every.index(name))
         if name == "independence":
             particles = independence(own, target, particles, power)
         elif name == "gibbs":
             particles = gibbs(own, target, moves.finite[::-1] if backward else moves.finite, particles, power)
         else:
-            particles, rates = hamiltonian(own, target, moves.smooth, particles, power, scales)
+            move = hamiltonian if name == "hmc" else no_u_turn
+            particles, rates = move(own, target, moves.smooth, particles, power, scales)
     return particles, rates
 
 
