@@ -29,7 +29,7 @@ from bayesrl.diagnostics.evidence.by_known_optimum import (
     estimate_evidence,
 )
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
-from bayesrl.diagnostics.evidence.by_particles import FEW_STEPS, bracket_by_particles
+from bayesrl.diagnostics.evidence.by_particles import FEW_TEMPERATURES, bracket_by_particles
 from bayesrl.diagnostics.evidence.by_sampling import (
     FIRST_DRAWS,
     bracket_by_sampling,
@@ -46,7 +46,7 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.monte_carlo.particles.conditional_chains import ExactDraws, check_exact_draws
-from bayesrl.monte_carlo.particles.tempering import MOST_STEPS
+from bayesrl.monte_carlo.particles.tempering import MOST_TEMPERATURES
 from bayesrl.monte_carlo.sequential_monte_carlo import TwistOption
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
@@ -326,7 +326,7 @@ class _Search:
         if self.method == "smc" or (self.method == "auto" and ready):
             bounds = find_bounds(programs, beta, self.reward_bound)
             try:
-                own, steps = fold_in(key, 2), MOST_STEPS if self.method == "smc" else FEW_STEPS
+                own, steps = fold_in(key, 2), MOST_TEMPERATURES if self.method == "smc" else FEW_TEMPERATURES
                 return bracket_by_particles(
                     own, programs, params, beta, found, sampled, bounds, num, self.twist, self.exact_draws, steps
                 )

@@ -24,7 +24,7 @@ from bayesrl.monte_carlo.sequential_monte_carlo import choose_engine
 from bayesrl.statistics.estimates import Estimate, Interval, mean_of_draws
 from bayesrl.typing import Params, PRNGKey
 
-FEW_STEPS = 60
+FEW_TEMPERATURES = 60
 """Longer paths of temperature take minutes, so that only who asks for particles gets them."""
 
 _MOST_PARTICLES = 512

@@ -22,7 +22,7 @@ from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.monte_carlo.particles.filter import FilterPlan, run_filter
 from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
-from bayesrl.monte_carlo.particles.tempering import MOST_STEPS, TemperedPath, tempered_path
+from bayesrl.monte_carlo.particles.tempering import MOST_TEMPERATURES, TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
 from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist, learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
@@ -48,7 +48,7 @@ class ParticleOptions(NamedTuple):
     resampling: Scheme
     twist: Any
     renewals: int = 0
-    most_steps: int = MOST_STEPS
+    most_steps: int = MOST_TEMPERATURES
 
 
 @runtime_checkable

@@ -37,7 +37,7 @@ from bayesrl.typing import Params, PRNGKey
 _CONSTANCY = 0.9
 """The pilot run chooses steps of temperature that leave this share of the particles effective, in every context."""
 
-MOST_STEPS = 400
+MOST_TEMPERATURES = 400
 _ACCEPTANCE = 0.8
 
 
@@ -83,7 +83,7 @@ def tempered_path(
     num_moves: int,
     threshold: float,
     scheme: Scheme,
-    most_steps: int = MOST_STEPS,
+    most_steps: int = MOST_TEMPERATURES,
 ) -> "TemperedPath":
     """Choose the path from q to the target, for any number of runs.
 
@@ -170,14 +170,14 @@ class TemperedPath:
         sites = {name: np.asarray(x)[:, None] for name, x in reference.items()}
         path: list[Scored] = [_scores(self.static, self.params, self.beta, sites)]
         for i in reversed(range(len(self.powers))):
-            # Keys: the pilot counts from 0, the run from MOST_STEPS + 1, and the way back follows.
-            power, number = np.asarray(self.powers[i], np.float32), np.asarray(2 * MOST_STEPS + 3 + i, np.int32)
+            # Keys: the pilot counts from 0, the run from MOST_TEMPERATURES + 1, and the way back follows.
+            power, number = np.asarray(self.powers[i], np.float32), np.asarray(2 * MOST_TEMPERATURES + 3 + i, np.int32)
             given = (self.params, self.beta, self.key, number, power, self.scales[i], path[-1])
             self._run_back = self._run_back or _step_back.prepare(self.static, *given)
             path.append(self._run_back(*given))
         return path[::-1]
 
-    def pilot(self, powers: np.ndarray | None, most_steps: int = MOST_STEPS) -> None:
+    def pilot(self, powers: np.ndarray | None, most_steps: int = MOST_TEMPERATURES) -> None:
         """Choose the steps of temperature, unless they are given, and the scales of Hamiltonian moves at each."""
         smooth = self.static[2].smooth if {"hmc", "nuts"} & set(self.static[2].names) else ()
         if powers is not None and not smooth:
@@ -246,13 +246,13 @@ class TemperedPath:
         """
         self.key = as_hash_key(key)
         path = None if reference is None else self._path_back(reference)
-        population = self._begin(MOST_STEPS + 1)
+        population = self._begin(MOST_TEMPERATURES + 1)
         if path is not None:
             population = population._replace(particles=_with_first(population.particles, path[0], 1))
         now = 0.0
         for i, (power, here) in enumerate(zip(self.powers, self.scales, strict=True)):
             first = None if path is None else path[i + 1]
-            population, _ = self._advance(population, MOST_STEPS + 2 + i, (now, float(power)), here, first)
+            population, _ = self._advance(population, MOST_TEMPERATURES + 2 + i, (now, float(power)), here, first)
             now = float(power)
         host = jax.device_get(population)
         weights = np.asarray(host.log_weights, float) + np.asarray(host.log_z, float)[:, None]
