@@ -18,7 +18,7 @@ from bayesrl.diagnostics.evidence.by_dual import (
     bracket_by_dual,
     bracket_regularized_exactly,
     known_optimum,
-    weigh_regularized,
+    weigh_own_draws,
 )
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_best_of_n, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
@@ -41,7 +41,7 @@ from bayesrl.diagnostics.evidence.by_sampling import (
 )
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample, worth_of
+from bayesrl.diagnostics.evidence.tempered_sample import Bounds, TemperedSample
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
@@ -50,7 +50,7 @@ from bayesrl.monte_carlo.particles.tempering import MOST_TEMPERATURES
 from bayesrl.monte_carlo.sequential_monte_carlo import TwistOption
 from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.definitions import is_conditioned, is_control
+from bayesrl.statistics.definitions import is_conditioned
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.statistics.regularizer_names import distils
 from bayesrl.typing import Params, PRNGKey
@@ -171,7 +171,7 @@ def evidence(
             rows.append(search.one(own_key, *frozen_fit(one), beta))
     # A fit's own draws belong to its own data, so they say nothing about other arguments.
     if not new_args:
-        rows = [_weigh(row, posterior, i, chosen, search.target) for i, row in enumerate(rows)]
+        rows = [weigh_own_draws(row, posterior, i, chosen, search.target) for i, row in enumerate(rows)]
     return dataclasses.replace(
         Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ()),
         num_contexts=fit._programs_for().structure.num_contexts,
@@ -212,34 +212,6 @@ def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
     if fit.beta is None:
         return [(None, fit)]
     return [(float(beta), fit.select(beta=float(beta))) for beta in np.atleast_1d(fit.beta)]
-
-
-def _weigh(
-    row: Evidence, posterior: Posterior, index: int, chosen: Chosen | None, target: WeightedDraws | None
-) -> Evidence:
-    """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
-    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
-    meaningless = is_control(best._programs_for().structure) or posterior.mixture is not None
-    other = row.best_of is not None or (chosen is not None and target is None)
-    if row.num_weighed or meaningless or not best.statistics or other:
-        return row
-    draw = len(best.batch_shape)
-
-    def of_row(name: str) -> np.ndarray:
-        values = np.asarray(best.statistics[name], float)
-        return values.reshape(-1, values.shape[draw], math.prod(values.shape[draw + 1 :]))[index]
-
-    if chosen is None:
-        weights = of_row("log_weight")
-    else:
-        one = None if target is None else target.select(float(row.beta))  # type: ignore[arg-type]
-        assert one is not None
-        assert one.multiplier is not None
-        ratio, root = of_row("log_q") - of_row("log_prior"), one.multiplier.reshape(-1)
-        weights = weigh_regularized(ratio, of_row("total_reward"), root, float(row.beta), chosen.f)  # type: ignore[arg-type]
-    ess, khat = worth_of(weights)
-    return dataclasses.replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=len(weights))
 
 
 class _Search:

@@ -28,7 +28,8 @@ from bayesrl.errors import EngineError
 from bayesrl.exact.evaluation import evaluate_exactly
 from bayesrl.exact.regularizers import Regularizer, find_multiplier, make_regularizer, refuse_unregularized
 from bayesrl.exact.weighted_draws import WeightedDraws
-from bayesrl.statistics.definitions import RegularizerName
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.definitions import RegularizerName, is_control
 from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval, mean_of_draws
 from bayesrl.typing import Params
 
@@ -348,3 +349,31 @@ def known_optimum(found: Evidence, target: WeightedDraws) -> Evidence:
         objective=objective,
         gap=gap,
     )
+
+
+def weigh_own_draws(
+    row: Evidence, posterior: Posterior, index: int, chosen: Chosen | None, target: WeightedDraws | None
+) -> Evidence:
+    """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
+    meaningless = is_control(best._programs_for().structure) or posterior.mixture is not None
+    other = row.best_of is not None or (chosen is not None and target is None)
+    if row.num_weighed or meaningless or not best.statistics or other:
+        return row
+    draw = len(best.batch_shape)
+
+    def of_row(name: str) -> np.ndarray:
+        values = np.asarray(best.statistics[name], float)
+        return values.reshape(-1, values.shape[draw], math.prod(values.shape[draw + 1 :]))[index]
+
+    if chosen is None:
+        weights = of_row("log_weight")
+    else:
+        one = None if target is None else target.select(float(row.beta))  # type: ignore[arg-type]
+        assert one is not None
+        assert one.multiplier is not None
+        ratio, root = of_row("log_q") - of_row("log_prior"), one.multiplier.reshape(-1)
+        weights = weigh_regularized(ratio, of_row("total_reward"), root, float(row.beta), chosen.f)  # type: ignore[arg-type]
+    ess, khat = worth_of(weights)
+    return replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=len(weights))
