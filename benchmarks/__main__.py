@@ -20,6 +20,7 @@ BENCHMARKS = (
     "time_to_gap",
     "estimators",
     "gradient_bias",
+    "engines",
     "sweep",
     "import_time",
     "coverage",

@@ -118,7 +118,7 @@ def short_texts() -> Texts:
             tokens[i, t], states[i, t], acted[i, t] = token, prefixes.index(text[:t]), True
     rewards = np.array([[text.count(0) / most for text in texts], [float(text == (1, end)) for text in texts]])
     log_prior = np.broadcast_to(np.log([0.35, 0.35, 0.3]), after.shape)
-    return Texts("texts", tokens, states, acted, after, log_prior, rewards, 0.2, 4)
+    return Texts("texts", tokens, states, acted, after, log_prior, rewards, 0.2, 3)
 
 
 def flow(velocity: Callable[[Array], Array], start: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Two problems, small enough for exact sums. *Bandit*: five arms of equal prior probability, β = .1; one context pays
 .1, .3, .5, .7, .9 and one pays the last arm alone; groups of 8 draws. *Texts*: up to three letters and an end, 15
-texts, β = .2; one context pays the share of a letter and one pays a single text; groups of 4 draws. Policies are tables
+texts, β = .2; one context pays the share of a letter and one pays a single text; groups of 3 draws. Policies are tables
 of logits. The exact gradient is that of J = E[R] − β·KL(q‖π₀), at logits that are the prior's plus normal numbers of sd
 .7.
 
@@ -18,18 +18,18 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from bayesrl.core.draws import Draws
 from bayesrl.objectives import ClippedKL, Objective, ReverseKL, TrajectoryBalance
 from bayesrl.svi.problem_setup import set_up
 from benchmarks.enumerated_texts import Texts, bandit, flow, short_texts
-from benchmarks.results import table, target
+from benchmarks.results import table, target, write_page
 from benchmarks.trainer_losses import (
     ADVANTAGE_LOSSES,
     CLIP,
@@ -41,8 +41,6 @@ from benchmarks.trainer_losses import (
 )
 
 UPDATES, RATE = 4, 1.0
-PAGE = Path(__file__).parents[1] / "docs" / "unbiased_or_named.md"
-BEGIN, END = "<!-- gradient_bias -->\n", "<!-- end of gradient_bias -->\n"
 
 type GroupLoss = Callable[[Array, Array, Array, Array], Array]
 """From (logits, logits of the policy that drew, numbers of the drawn texts, R of all texts) to a loss in reward units.
@@ -82,7 +80,7 @@ def run() -> str:
     with jax.enable_x64(True):
         parts, met = _tables()
     text = "\n\n".join([(__doc__ or "").partition("\n\n")[2].strip(), *parts, met])
-    write_page("\n\n".join(parts))
+    write_page("gradient_bias", "\n\n".join(parts))
     return text
 
 
@@ -191,11 +189,10 @@ def measure(problem: Texts, loss: GroupLoss, updates: int = 1) -> Measured:
     numbers = np.random.default_rng(0)
     rewards = jnp.asarray(problem.rewards)
     points = problem.log_prior + 0.7 * numbers.standard_normal((len(rewards), *problem.log_prior.shape))
-    of_context = jax.jit(moments(problem, loss, updates))
-    found = [of_context(jnp.asarray(point), reward) for point, reward in zip(points, rewards, strict=True)]
-    mean, exact, variance = (jnp.stack(part) for part in zip(*found, strict=True))
-    velocity = jax.jit(mean_move(problem, loss, updates))
-    rests = [flow(lambda x, reward=reward: velocity(x, reward), problem.log_prior) for reward in rewards]
+    look = jax.jit(moments(problem, loss, updates))
+    found = [look(jnp.asarray(point), reward) for point, reward in zip(points, rewards, strict=True)]
+    mean, exact, variance, _ = (jnp.stack(part) for part in zip(*found, strict=True))
+    rests = [flow(lambda x, reward=reward: look(x, reward).move, problem.log_prior) for reward in rewards]
     gaps = [float(problem.gap(jnp.asarray(rest), reward)) for rest, reward in zip(rests, rewards, strict=True)]
     length, exact_length = (jnp.linalg.norm(part.ravel()) for part in (mean, exact))
     return Measured(
@@ -206,58 +203,38 @@ def measure(problem: Texts, loss: GroupLoss, updates: int = 1) -> Measured:
     )
 
 
-def moments(problem: Texts, loss: GroupLoss, updates: int = 1) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
-    """Make the function of (logits, R) that gives E[g], the gradient it stands for, and tr Var[g]."""
+class Moments(NamedTuple):
+    """Sums over all groups of draws of one policy in one context.
+
+    Attributes:
+        mean: E[g] of the last update, [states, vocabulary].
+        exact: E[∇J] of the policies that it meets.
+        variance: tr Var[g].
+        move: mean move of the logits by all updates, over their number and the rate; E[g] itself for one.
+    """
+
+    mean: Array
+    exact: Array
+    variance: Array
+    move: Array
+
+
+def moments(problem: Texts, loss: GroupLoss, updates: int = 1) -> Callable[[Array, Array], Moments]:
+    """Make the function of (logits of the policy that draws, R) that sums over all groups."""
     ids, orders = (jnp.asarray(part) for part in problem.groups())
-    of_group = _updates(problem, loss, updates)
 
-    def both(drew: Array, reward: Array) -> tuple[Array, Array, Array]:
-        weight = _weights(problem, drew, ids, orders)
-        last, exact, _ = jax.vmap(of_group, (None, 0, None))(drew, ids, reward)
-        mean, meant = (jnp.tensordot(weight, part, 1) for part in (last, exact))
-        return mean, meant, weight @ ((last - mean) ** 2).sum((1, 2))
+    def of_group(drew: Array, group: Array, reward: Array) -> tuple[Array, Array, Array]:
+        def update(logits: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+            gradient = -jax.grad(loss)(logits, drew, group, reward)
+            return logits + RATE * gradient, (gradient, jax.grad(problem.objective)(logits, reward))
 
-    return both
+        logits, (gradients, exact) = lax.scan(update, drew, None, length=updates)
+        return gradients[-1], exact[-1], (logits - drew) / (RATE * updates)
 
+    def of_policy(drew: Array, reward: Array) -> Moments:
+        weight = jnp.exp(orders + problem.log_tokens(drew).sum(-1)[ids].sum(-1))
+        last, exact, move = jax.vmap(of_group, (None, 0, None))(drew, ids, reward)
+        mean, meant, moved = (jnp.tensordot(weight, part, 1) for part in (last, exact, move))
+        return Moments(mean, meant, weight @ ((last - mean) ** 2).sum((1, 2)), moved)
 
-def mean_move(problem: Texts, loss: GroupLoss, updates: int = 1) -> Callable[[Array, Array], Array]:
-    """Make the function of (logits, R) that gives the mean move of the logits, over rate and updates."""
-    ids, orders = (jnp.asarray(part) for part in problem.groups())
-    of_group = _updates(problem, loss, updates)
-
-    def move(drew: Array, reward: Array) -> Array:
-        weight = _weights(problem, drew, ids, orders)
-        if updates > 1:
-            return jnp.tensordot(weight, jax.vmap(of_group, (None, 0, None))(drew, ids, reward)[2], 1)
-
-        def mean_loss(logits: Array) -> Array:  # one gradient of the mean, instead of a mean of gradients
-            return weight @ jax.vmap(loss, (None, None, 0, None))(logits, drew, ids, reward)
-
-        return -jax.grad(mean_loss)(drew)
-
-    return move
-
-
-def _updates(problem: Texts, loss: GroupLoss, updates: int) -> Callable[[Array, Array, Array], tuple[Array, ...]]:
-    """Update on one group: give the last gradient, the exact one of the policy that it met, and the mean move."""
-
-    def of_group(drew: Array, group: Array, reward: Array) -> tuple[Array, ...]:
-        logits = last = exact = drew
-        for _ in range(updates):
-            last, exact = -jax.grad(loss)(logits, drew, group, reward), jax.grad(problem.objective)(logits, reward)
-            logits = logits + RATE * last
-        return last, exact, (logits - drew) / (RATE * updates)
-
-    return of_group
-
-
-def _weights(problem: Texts, drew: Array, ids: Array, orders: Array) -> Array:
-    return jnp.exp(orders + problem.log_tokens(drew).sum(-1)[ids].sum(-1))
-
-
-def write_page(text: str) -> None:
-    """Put the tables into their page of the documents."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}{text}\n{END}{after}", encoding="utf-8")
+    return of_policy

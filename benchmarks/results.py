@@ -10,6 +10,9 @@ from pathlib import Path
 import jax
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+DOCUMENTS = Path(__file__).parents[1] / "docs"
+PAGES = {"gradient_bias": DOCUMENTS / "unbiased_or_named.md", "engines": DOCUMENTS / "engines.md"}
+"""Pages of the documents that show the tables of a benchmark too."""
 HEAD = """# Results
 
 Measured by `make benchmarks`; each section is written by the command that it names. Times depend on the
@@ -25,6 +28,16 @@ def write_section(name: str, title: str, text: str, order: Sequence[str]) -> Non
     beside = RESULTS.with_suffix(".new")
     beside.write_text("\n".join([HEAD, *parts]), encoding="utf-8", errors="backslashreplace")
     beside.replace(RESULTS)  # atomic: a failed write leaves the other sections as they were
+
+
+def write_page(name: str, text: str) -> None:
+    """Replace the part of a page of the documents that a benchmark writes, between comments of its name."""
+    page = PAGES[name]
+    before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not (start and end):
+        raise ValueError(f"{page} has no place for {name}")
+    page.write_text(f"{before}{start}{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def _sections(text: str) -> dict[str, str]:

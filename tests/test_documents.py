@@ -1,4 +1,4 @@
-"""The examples of docs/engines.md run, and print what stands beside them."""
+"""The documents: examples run and print what stands beside them, figures are those of the results, links lead on."""
 
 import contextlib
 import io
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks.results import PAGES, RESULTS
 
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"True|False|-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -37,6 +39,18 @@ def _agree(found: str, said: str) -> bool:
         return found == said
     digits = len(said.partition(".")[2])
     return float(found) == pytest.approx(float(said), abs=0.51 * 10.0**-digits)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_show_the_figures_of_the_results(name: str) -> None:
+    results, page = (path.read_text(encoding="utf-8") for path in (RESULTS, PAGES[name]))
+    section, shown = (_between(name, text) for text in (results, page))
+    assert shown.count("|") > 100
+    assert shown in section
+
+
+def _between(name: str, text: str) -> str:
+    return text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- end of {name} -->")[0].strip()
 
 
 def test_links_between_documents_lead_somewhere() -> None:
