@@ -62,7 +62,10 @@ class Texts(NamedTuple):
         return jax.nn.logsumexp(tilted) - self.objective(table, reward) / self.beta
 
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """List all groups of draws without their order, [groups, draws], and the log of the number of orders."""
+        """List all groups of draws without their order, [groups, draws], and the log of the number of orders.
+
+        This is enough for estimators that treat all draws of a group alike.
+        """
         found = np.array(list(itertools.combinations_with_replacement(range(len(self.tokens)), self.num_draws)))
         counts = (found[:, :, None] == np.arange(len(self.tokens))).sum(1)
         orders = math.lgamma(self.num_draws + 1) - np.vectorize(math.lgamma)(counts + 1.0).sum(-1)

@@ -159,6 +159,7 @@ def _ours(objectives: Mapping[str, Callable[[int], Objective]], updates: int = 1
 CLIPPED: dict[str, Callable[[int], Objective]] = {
     "`ClippedKL()`": ClippedKL,
     '`ClippedKL(ratio="draw")`': lambda n: ClippedKL(n, ratio="draw"),
+    '`ClippedKL(baseline="full")`': lambda n: ClippedKL(n, baseline="full"),
 }
 OURS = _ours(
     {
@@ -167,7 +168,6 @@ OURS = _ours(
         '`ReverseKL(baseline="regression")`': lambda n: ReverseKL(n, enumerated=()),
         **CLIPPED,
         '`TrajectoryBalance(form="variance")`': lambda n: TrajectoryBalance(n, form="variance"),
-        '`TrajectoryBalance(form="pairs")`': lambda n: TrajectoryBalance(n, form="pairs"),
     }
 )
 TABLES: dict[str, Rows] = {
