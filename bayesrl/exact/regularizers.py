@@ -192,12 +192,28 @@ def solve_regularized(
     return Solution(optimum, [log_q[None]], [optimum[None]], divergence, multiplier)
 
 
-def find_multiplier(reward: np.ndarray, beta: float, weight: np.ndarray, regularizer: Regularizer) -> np.ndarray:
-    """Find the λ of each context at which weighted draws of π₀, [draws, contexts], have Σ weight·t = 1."""
+def find_multiplier(
+    reward: np.ndarray, beta: float, weight: np.ndarray, regularizer: Regularizer, name: str
+) -> np.ndarray:
+    """Find the λ of each context at which weighted draws of π₀, [draws, contexts], have Σ weight·t = 1.
+
+    Raises:
+        EngineError: naming the regulariser, if there is none in double precision.
+    """
     best = reward.max(0)
     with np.errstate(all="ignore"):
         low, high = _bisect((best - reward) / beta, weight, regularizer)
+    if _out_of_range(low, regularizer).any():
+        raise EngineError(
+            f"regularizer={name!r} has no root λ in double precision at β = {beta:.3g}: f′ is out of range where all "
+            "goes to the best draws; use regularizer='kl', or a greater beta"
+        )
     return np.asarray(best - beta * (regularizer.origin - (low + high) / 2))
+
+
+def _out_of_range(low: np.ndarray, regularizer: Regularizer) -> np.ndarray:
+    """Whether f′ has no number where the best assignments alone add up to 1, so that no root can be sought."""
+    return np.asarray(~np.isfinite(low) | (low == 0 if regularizer.bounded else False))
 
 
 def _bisect(loss: np.ndarray, reference: np.ndarray, regularizer: Regularizer) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +221,7 @@ def _bisect(loss: np.ndarray, reference: np.ndarray, regularizer: Regularizer) -
     own = np.where(loss == 0, reference, 0.0).sum(0)
     # Weights of draws may add up to more than 1, and then all t may be below 1.
     low, high = regularizer.descent(1 / own), regularizer.descent(1 / np.maximum(reference.sum(0), 1.0))
-    if (~np.isfinite(low) | (low == 0 if regularizer.bounded else False)).any():
+    if _out_of_range(low, regularizer).any():
         return low, high
     for _ in range(_MOST_HALVINGS):
         # A bounded f has its root above 0, maybe by orders of magnitude: halve its logarithm. low·high may underflow.
@@ -227,7 +243,7 @@ def _ratios_of_mass_one(
     """Return t, [assignments, contexts], and the root that gives it, [contexts]."""
     low, high = _bisect(loss, reference, regularizer)
     own = np.where(loss == 0, reference, 0.0).sum(0)
-    bad = np.flatnonzero(~np.isfinite(low) | (low == 0 if regularizer.bounded else False))
+    bad = np.flatnonzero(_out_of_range(low, regularizer))
     if bad.size:
         raise EngineError(
             f"regularizer={name!r} has no root λ in double precision{name_context(structure, int(bad[0]))}: f′ is "

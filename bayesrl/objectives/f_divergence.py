@@ -17,12 +17,14 @@ from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, count_nonfinite, draws_of_its_own, info_from_draws
 from bayesrl.objectives.forward_kl import draw_with_prior, relative_to_mixture
 from bayesrl.objectives.generators import Generator, GeneratorName, make_generator
-from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
+from bayesrl.objectives.gradient_plan import MOST_BRANCHES, GradientPlan, joint_size, make_gradient_plan
 from bayesrl.objectives.reverse_kl import replace_gradient
 from bayesrl.typing import Params, PRNGKey
 
 _MOST_FOLDS = 8
 _NUM_CHECKED = 64
+_NEVER = -1e20
+"""Log-probabilities below this are 0: logits of −inf may become the least number of single precision."""
 
 
 @checked(
@@ -50,8 +52,15 @@ class FDivergence(Objective):
     guide and the prior, and t needs log Z, which is pooled over all draws of the step, guide's and prior's. Draws are
     split in at most 8 folds; f′ of a fold takes log Z, and its baseline, from the other folds. So at q = p* the noise
     vanishes, and for the KLs, χ², Hellinger and α, where an error of log Z only scales the gradient of a context, its
-    direction has no bias (for `reverse_kl` its length has none either). Jensen–Shannon and total variation have a bias
-    of order 1/`num_particles`.
+    direction has no bias (for `reverse_kl` its length has none either). For Jensen–Shannon and total variation an error
+    of log Z does more than scale: their gradients have a bias of order 1/`num_particles`, which twice the draws halve.
+    Where actions are enumerated nothing has a bias.
+
+    A divergence that is infinite is refused where that can be seen: rewards of −inf, and a guide whose support is not
+    the prior's, by all joint values where they can be listed (at most 2,048), else by 64 draws of the prior. It cannot
+    be seen where values are too rare for these draws, nor in the tails of continuous sites, where χ² and α may be
+    infinite though all densities are positive: then `ess` stays low, the `divergence` does not settle, and steps whose
+    loss is not finite are skipped and counted.
 
     The history has the metrics `divergence` (D_f, in nats for KL and Jensen–Shannon), `ess` (the effective share of
     draws as draws of p*) and, for α, `renyi`: log E_p*[tᵅ]/(α − 1), the Rényi divergence of q from p*, which has the
@@ -154,8 +163,8 @@ class FDivergence(Objective):
             )
         plan = make_gradient_plan(key, programs, params, self.num_particles, "score", "none", self.enumerated)
         plan.check_all_or_none(structure, "FDivergence")
-        if not self._f.finite_at_zero and not has_tracers((key, params, programs.args)):
-            refuse_narrow_guide(key, programs, params, self._name, "p* does not")
+        if not has_tracers((key, params, programs.args)):
+            refuse_other_supports(key, programs, params, self._name, "p* does not", self._f)
         return replace(self, plan=plan)
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
@@ -224,26 +233,53 @@ class FDivergence(Objective):
         return self.plan
 
 
-def refuse_narrow_guide(key: PRNGKey, programs: Programs, params: Params, what: str, because: str) -> None:
-    """Refuse a guide that never draws what the prior does, for a divergence `what` whose f(0) is infinite.
+def refuse_other_supports(
+    key: PRNGKey, programs: Programs, params: Params, what: str, because: str, f: Generator
+) -> None:
+    """Refuse a guide whose support differs from the prior's where that makes the divergence `what` infinite.
+
+    All values are looked at where they can be listed, and a few draws of the prior elsewhere: what is too rare for
+    these, or the tail of a continuous site, is not seen.
 
     Raises:
         ObjectiveError: naming the site.
     """
-    if programs.guide is None:
+    if programs.guide is None or (f.finite_at_zero and f.finite_at_infinity):
         return
-    draws = closure_jit(lambda key, params: programs.draw_policy(key, params, _NUM_CHECKED), name="draw_policy")(
-        key, params
-    )
-    shape = (_NUM_CHECKED, *programs.structure.context_shape)
-    possible = total(draws.rewards, shape) > -jnp.inf
-    for name, log_q in draws.log_q.items():
-        missed = int(((log_q.sum(-1) == -jnp.inf) & possible).any(tuple(range(1, len(shape)))).sum())
-        if missed:
+    structure, size = programs.structure, joint_size(programs.structure)
+    listed = size is not None and size <= MOST_BRANCHES
+    if size is not None and listed:
+        plan, num, of = GradientPlan((), (), (), structure.actions, 1), size, "joint values"
+        draws = closure_jit(lambda key, params: plan.draw_branches(key, params, programs), name="draw_branches")(
+            key, params
+        )
+        draws = jax.tree.map(lambda x: x[0], draws)
+    elif f.finite_at_zero:
+        return
+    else:
+        num, of = _NUM_CHECKED, "draws of the prior"
+        draws = closure_jit(lambda key, params: programs.draw_policy(key, params, num), name="draw_policy")(key, params)
+    shape = (num, *structure.context_shape)
+    log_prior, log_q = (total(scores, shape) for scores in (draws.log_prior, draws.log_q))
+    possible = (total(draws.rewards, shape) > -jnp.inf) & (log_prior > _NEVER)
+    for name in draws.log_q:
+        missed, excluded = (
+            int(bad.any(tuple(range(1, len(shape)))).sum())
+            for bad in (
+                (draws.log_q[name].sum(-1) < _NEVER) & possible,
+                (draws.log_prior[name].sum(-1) < _NEVER) & (log_q > _NEVER),
+            )
+        )
+        if missed and not f.finite_at_zero:
             raise ObjectiveError(
-                f"{what} is infinite: the guide gives probability 0 to {missed} of {_NUM_CHECKED} draws of the prior "
+                f"{what} is infinite: the guide gives probability 0 to {missed} of {num} {of} "
                 f"at site {name!r}, and {because}; give the guide the prior's support, or use one that stays finite, "
                 "such as 'jensen_shannon'"
+            )
+        if listed and excluded and not f.finite_at_infinity:
+            raise ObjectiveError(
+                f"{what} is infinite: the guide draws {excluded} of {num} {of} at site {name!r} that the prior "
+                "excludes; give the guide the prior's support, or use one that stays finite, such as 'jensen_shannon'"
             )
 
 

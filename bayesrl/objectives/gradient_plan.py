@@ -204,7 +204,7 @@ def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -
 
     An exact expectation has no noise; with noise, a fit may fail to learn rare values.
     """
-    size = _joint_size(programs.structure)
+    size = joint_size(programs.structure)
     if size is None or size <= num_particles:
         return size is not None
     if num_particles < FEWEST_PARTICLES or size > MOST_BRANCHES:
@@ -214,7 +214,7 @@ def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -
     return once is not None and size * once <= MOST_NUMBERS
 
 
-def _joint_size(structure: Structure) -> int | None:
+def joint_size(structure: Structure) -> int | None:
     """Count the joint values of all latent sites; None if they cannot be listed."""
     size = 1
     for name in structure.names("action", "environment"):

@@ -12,7 +12,7 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws, without_enumeration
-from bayesrl.objectives.f_divergence import refuse_narrow_guide
+from bayesrl.objectives.f_divergence import refuse_other_supports
 from bayesrl.objectives.generators import Generator, estimand_of, regularizer_generator
 from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
 from bayesrl.objectives.reverse_kl import replace_gradient
@@ -116,9 +116,9 @@ class RegularizedReward(Objective):
             )
         plan = make_gradient_plan(key, programs, params, self.num_particles, "score", "full", self.enumerated)
         plan.check_all_or_none(structure, "RegularizedReward")
-        if not self._f.finite_at_zero and not has_tracers((key, params, programs.args)):
+        if not has_tracers((key, params, programs.args)):
             what = f"regularizer={self.regularizer!r}"
-            refuse_narrow_guide(key, programs, params, what, "D_f(q‖π₀) counts them")
+            refuse_other_supports(key, programs, params, what, "D_f(q‖π₀) counts them", self._f)
         return replace(self, plan=plan)
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:

@@ -36,6 +36,6 @@ def target_density(
     f = make_regularizer(posterior.settings.get("regularizer", "kl"), posterior.settings.get("alpha"))
     if f is not None and beta is not None:
         reference = np.exp(log_prior - logsumexp(log_prior))
-        root = find_multiplier(reward[:, None], beta, reference[:, None], f)
+        root = find_multiplier(reward[:, None], beta, reference[:, None], f, posterior.settings["regularizer"])
         density = reference * f.ratio(f.origin - (reward - root) / beta)
     return grid, density / np.trapezoid(density, grid)

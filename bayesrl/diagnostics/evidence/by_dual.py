@@ -158,7 +158,7 @@ class DualSample:
         self.of_q, self.of_prior = sample.ratios
         self.estimator = StratifiedEstimator(self.of_q[None] - 1, 2)
         # Mass 1 is that of q in these draws too, so that λ has no noise where q is the optimum.
-        self.multiplier = find_multiplier(sample.reward, beta, self.of_prior / self.of_q.sum(0), self.f)
+        self.multiplier = find_multiplier(sample.reward, beta, self.of_prior / self.of_q.sum(0), self.f, chosen.name)
         with np.errstate(divide="ignore", over="ignore"):
             at = self._at(sample.reward, self.multiplier)
             self.conjugate, self.t = self.f.conjugate(at), self.f.ratio(at)
@@ -219,7 +219,7 @@ class DualSample:
             return None, math.inf
         pilot = np.arange(len(self.sample.reward)) % self.sample.num_fit < self.sample.num_fit // 4
         weight = self.of_prior[pilot] / self.of_q[pilot].sum(0)
-        root = find_multiplier(self.sample.reward[pilot], self.beta, weight, self.f)
+        root = find_multiplier(self.sample.reward[pilot], self.beta, weight, self.f, self.chosen.name)
         limits, first = [], None
         for share in np.linspace(0, 1, _CANDIDATES):
             multiplier = self._between(root, share)

@@ -10,6 +10,7 @@ from bayesrl.diagnostics.evidence.by_dual import Chosen, DualSample
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import Bounds
+from bayesrl.errors import EngineError
 from bayesrl.exact.regularizers import find_multiplier, make_regularizer
 
 KINDS: list[Any] = [
@@ -59,7 +60,7 @@ def test_intervals_cover_and_limits_hold(name: Any, alpha: Any, beta: float) -> 
     """Calibrated intervals cover 95%, within 4 errors of 120 repeats; limits always; upper estimates are not below."""
     f = make_regularizer(name, alpha)
     assert f is not None
-    root = find_multiplier(REWARD[:, None], beta, PRIOR[:, None], f)
+    root = find_multiplier(REWARD[:, None], beta, PRIOR[:, None], f, name)
     best = PRIOR * f.ratio(f.origin - (REWARD - root) / beta)
     q = 0.9 * best / best.sum() + 0.1 * PRIOR
 
@@ -85,7 +86,7 @@ def test_at_the_optimum_the_gap_has_no_noise() -> None:
     for name, alpha in KINDS:
         f = make_regularizer(name, alpha)
         assert f is not None
-        root = find_multiplier(REWARD[:, None], 0.5, PRIOR[:, None], f)
+        root = find_multiplier(REWARD[:, None], 0.5, PRIOR[:, None], f, name)
         best = PRIOR * f.ratio(f.origin - (REWARD - root) / 0.5)
         found = bracket(np.random.default_rng(4), best / best.sum(), Chosen(name, alpha, f), 0.5, 400, 0.9)
         assert found.gap is not None
@@ -118,3 +119,10 @@ def test_without_a_bound_or_with_what_is_lost_only_one_side_is_told() -> None:
     assert nothing is not None
     narrow = bracket(rng, np.array([0, 0.25, 0.25, 0.25, 0.25]), Chosen("forward_kl", None, nothing), 0.5, 400, 0.9)
     assert narrow.objective.mean == -math.inf
+
+
+def test_a_regularizer_without_a_root_is_refused_by_name() -> None:
+    f = make_regularizer("alpha", 2000.0)
+    assert f is not None
+    with pytest.raises(EngineError, match=r"regularizer='alpha' has no root λ in double precision at β = 0.001"):
+        bracket(np.random.default_rng(6), PRIOR, Chosen("alpha", 2000.0, f), 1e-3, 400, 0.9)
