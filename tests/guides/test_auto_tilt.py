@@ -547,7 +547,6 @@ VECTORS = {
     "expanded": dist.Categorical(logits=jnp.arange(3.0)).expand((4,)),
     "expanded_event": dist.Beta(2.0, 1.0).expand((4,)).to_event(1),
 }
-EVERY = SCALARS | VECTORS
 
 
 def one_site(fn, length=None, plate=None):
@@ -582,54 +581,86 @@ IN_TIME = (
 )
 
 
+def many_sites(fns):
+    """Draw from each on its own."""
+
+    def policy():
+        for name, fn in fns.items():
+            reward(f"r_{name}", 0.0 * jnp.sum(numpyro.sample(name, fn)))
+
+    return policy
+
+
 @pytest.mark.parametrize(
-    ("name", "length", "plate"), [(name, None, None) for name in EVERY] + [(name, 3, 2) for name in IN_TIME]
+    ("policy", "names"),
+    [(many_sites(SCALARS), list(SCALARS)), (many_sites(VECTORS), list(VECTORS))]
+    + [(one_site((SCALARS | VECTORS)[name], 3, 2), ["x"]) for name in IN_TIME],
+    ids=["scalars", "vectors", *IN_TIME],
 )
-def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, length, plate):
-    programs, params = make_pair(one_site(EVERY[name], length, plate))
+def test_every_distribution_starts_at_the_prior_and_scores_its_draws(policy, names):
+    """One program draws them all; their tilts read nothing, as if each were alone."""
+    programs, params = make_pair(policy, family=AutoTilt(tilt="constant"))
     draw = drawer(programs, 8)
     draws = checked(programs, params, 8, draw)
-    np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], rtol=2e-4, atol=2e-4)
-    other = jax.tree.map(
-        lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params
-    )
+    other = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * np.cos(np.arange(leaf.size)).reshape(leaf.shape), params)
     moved = draw(other)
-    assert np.isfinite(moved.log_q["x"]).all()
-    assert np.isfinite(moved.log_prior["x"]).all()
-    assert float(jnp.abs(moved.log_q["x"] - moved.log_prior["x"]).max()) > 1e-3
-    again = jax.jit(programs.log_q)(other, moved)["x"]
-    np.testing.assert_allclose(again, moved.log_q["x"], rtol=2e-3, atol=2e-3)
+    again = jax.jit(programs.log_q)(other, moved)
+    for name in names:
+        np.testing.assert_allclose(draws.log_q[name], draws.log_prior[name], rtol=2e-4, atol=2e-4, err_msg=name)
+        log_q, log_prior = np.asarray(moved.log_q[name]), np.asarray(moved.log_prior[name])
+        assert np.isfinite(log_q).all(), name
+        assert np.isfinite(log_prior).all(), name
+        assert np.abs(log_q - log_prior).max() > 1e-3, name
+        np.testing.assert_allclose(again[name], log_q, rtol=2e-3, atol=2e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("name", SCALARS)
-def test_tilted_densities_sum_to_one_and_match_their_draws(name):
+def test_tilted_densities_sum_to_one_and_match_their_draws():
     """20,000 draws; the mean of a bounded statistic within five standard errors (false alarm 6e-7 each)."""
-    fn = SCALARS[name]
-    support = inspect(KEY, one_site(fn))["x"].support
-    theta = 0.4 * jnp.cos(jnp.arange(tilt_shape("x", fn, support)[0]))
-    moved = tilt_distribution(fn, theta, support)
-    draws = np.asarray(
-        jax.jit(lambda theta: tilt_distribution(fn, theta, support).sample(KEY, (20_000,)))(theta), float
-    )
-    log_prob = jax.jit(lambda theta, values: tilt_distribution(fn, theta, support).log_prob(values))
-    if fn.support.is_discrete:
-        grid = np.arange(-1, 400) if support is None else np.array(support)
-        grid = grid[grid >= 0]
-        mass = np.exp(np.asarray(log_prob(theta, jnp.asarray(grid)), float))
-    else:
-        transform = dist.biject_to(fn.support)
-        low, high = np.quantile(np.asarray(transform.inv(jnp.asarray(draws))), [0.0005, 0.9995])
-        coordinates = jnp.linspace(low, high, 20_001)
-        grid = transform(coordinates)
-        log_mass = log_prob(theta, grid) + transform.log_abs_det_jacobian(coordinates, grid)
-        mass, grid = np.exp(np.asarray(log_mass, float)) * (high - low) / 20_000, np.asarray(grid, float)
-        draws = draws[(draws >= grid.min()) & (draws <= grid.max())]
-    centre, scale = np.median(draws), np.std(draws) + 1e-6
-    np.testing.assert_allclose(mass.sum(), 1.0, atol=3e-3)
-    statistic = np.tanh((draws - centre) / scale)
-    expected = (mass * np.tanh((grid - centre) / scale)).sum() / mass.sum()
-    assert abs(statistic.mean() - expected) < 5 * statistic.std() / len(draws) ** 0.5 + 1e-4
-    assert moved.has_rsample == fn.has_rsample or fn.support.is_discrete
+    structure = inspect(KEY, many_sites(SCALARS))
+    supports = {name: structure[name].support for name in SCALARS}
+    thetas = {
+        name: 0.4 * np.cos(np.arange(tilt_shape("x", fn, supports[name])[0], dtype="float32"))
+        for name, fn in SCALARS.items()
+    }
+    discrete = {name for name, fn in SCALARS.items() if fn.support.is_discrete}
+    maps = {name: dist.biject_to(fn.support) for name, fn in SCALARS.items() if name not in discrete}
+
+    def tilted(name, thetas):
+        return tilt_distribution(SCALARS[name], thetas[name], supports[name])
+
+    @jax.jit
+    def draw_all(thetas):
+        found = {}
+        for name, fn in SCALARS.items():
+            moved = tilted(name, thetas)
+            assert moved.has_rsample == fn.has_rsample or name in discrete
+            found[name] = moved.sample(KEY, (20_000,))
+        return found, {name: transform.inv(found[name]) for name, transform in maps.items()}
+
+    grids = {name: jnp.arange(400) if supports[name] is None else jnp.array(supports[name]) for name in discrete}
+
+    @jax.jit
+    def masses(thetas, ends):
+        """Return the points and the masses around them."""
+        found = {name: (grid, jnp.exp(tilted(name, thetas).log_prob(grid))) for name, grid in grids.items()}
+        for name, transform in maps.items():
+            low, high = ends[name]
+            coordinates = low + (high - low) * jnp.linspace(0, 1, 20_001)
+            grid = transform(coordinates)
+            log_mass = tilted(name, thetas).log_prob(grid) + transform.log_abs_det_jacobian(coordinates, grid)
+            found[name] = grid, jnp.exp(log_mass) * (high - low) / 20_000
+        return found
+
+    draws, unconstrained = draw_all(thetas)
+    ends = {name: np.quantile(np.asarray(u), [0.0005, 0.9995]) for name, u in unconstrained.items()}
+    for name, found in masses(thetas, ends).items():
+        grid, mass, own = (np.asarray(x, float) for x in (*found, draws[name]))
+        own = own if name in discrete else own[(own >= grid.min()) & (own <= grid.max())]
+        centre, scale = np.median(own), np.std(own) + 1e-6
+        np.testing.assert_allclose(mass.sum(), 1.0, atol=3e-3, err_msg=name)
+        statistic = np.tanh((own - centre) / scale)
+        expected = (mass * np.tanh((grid - centre) / scale)).sum() / mass.sum()
+        assert abs(statistic.mean() - expected) < 5 * statistic.std() / len(own) ** 0.5 + 1e-4, name
 
 
 @pytest.mark.parametrize("name", ["dirichlet", "multivariate_normal", "lkj_cholesky", "uniform_event"])
