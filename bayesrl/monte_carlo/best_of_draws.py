@@ -116,7 +116,7 @@ class BestOfDraws(Displayable):
             bound, beta, other = (format_number(float(part.reshape(-1)[i])) for part in known)
             rows.append((str(n), reward, kl, bound, best, beta, least, other))
         own = ("best E[R] at this KL", "β of this KL", "least KL at this E[R]", "β of this E[R]")
-        return Table(("n", "E[R]", "KL", "KL at most", *own), rows)
+        return Table(("n", "its E[R]", "its KL", "KL at most", *own), rows)
 
     def _blocks(self) -> Sequence[DisplayBlock]:
         made = "by sums over all values" if self.log_probs is not None else "from draws"
