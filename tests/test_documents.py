@@ -41,7 +41,7 @@ def _agree(found: str, said: str) -> bool:
     return float(found) == pytest.approx(float(said), abs=0.51 * 10.0**-digits)
 
 
-@pytest.mark.parametrize("name", ["engines"])
+@pytest.mark.parametrize("name", PAGES)
 def test_pages_show_the_figures_of_the_results(name: str) -> None:
     results, page = (path.read_text(encoding="utf-8") for path in (RESULTS, PAGES[name]))
     section, shown = (_between(name, text) for text in (results, page))
