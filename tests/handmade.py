@@ -1,14 +1,18 @@
 """Verdicts made by hand, so that what is shown can be tested without what finds it."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from bayesrl.diagnostics.checks import Check, Outcome
 from bayesrl.diagnostics.diagnosis import Diagnosis, Verdict
+from bayesrl.diagnostics.engines.engine_table import EngineComparison, EngineRow
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.evaluations import Evaluations
 
 HOSTILE = "</td><script>document.title='taken'</script><img src=x onerror=alert(1)> & $\\frac{ \x1b[31m"
 
@@ -73,3 +77,33 @@ def frontier(beta: Sequence[float] = (0.1, 0.3, 1.0), *, gold: bool = True) -> F
     peak = interval([0.3, 0.6, 0.4]) if gold else None
     checks = (check("J* convex", "pass"), check("KL non-increasing", "fail", "Train longer."))
     return Frontier(np.asarray(beta), evidence(beta), checks, peak, beta[1] if gold else None)
+
+
+def engine_row(engine: Any, log_z: Interval, betas: Any, **others: Any) -> EngineRow:
+    given: dict[str, Any] = {"gap": None, "by_context": None, "ess": np.full(np.shape(betas), 120.0), "num_draws": 64}
+    given |= {"evaluations": Evaluations(4096, 8192), "seconds": 0.5, "compile_seconds": 1.25, **others}
+    as_arrays = Interval(*map(np.asarray, log_z * betas))
+    return EngineRow(engine, log_z, as_arrays, **given)
+
+
+def engine_comparison(betas: Any) -> EngineComparison:
+    """Four engines that agree, two of them with one side, and two that do not apply."""
+    one = np.ones(np.shape(betas))
+    blind = Interval.normal(7.5 * one, 0.01 * one)._replace(
+        lower=np.full(np.shape(betas), math.nan),
+        upper=np.full(np.shape(betas), math.nan),
+        conservative_lower=7.2 * one,
+        conservative_upper=math.inf * one,
+    )
+    rows = (
+        engine_row(
+            "enumeration", Interval.exact(7.536 * one), betas, ess=np.full(np.shape(betas), math.nan), num_draws=0
+        ),
+        engine_row("importance", blind, betas, note="modes that no draw has seen may exist"),
+        engine_row(
+            "smc_exact_twist", Interval.normal(7.53 * one, 0.02 * one, 5.0), betas, gap=Interval.exact(0.2 * one)
+        ),
+        engine_row("fit", Interval.between(7.4 * one, math.inf * one), betas),
+    )
+    refusals = {"nuts": "NUTS cannot draw discrete site 'arm'", "smc_tempered": "NUTS cannot draw discrete site 'arm'"}
+    return EngineComparison(np.asarray(betas), rows, refusals, 4096, Interval.exact(0.7 * one), 3)

@@ -291,6 +291,7 @@ def engines_figure(comparison: EngineComparison) -> "Figure":
     what = comparison.quantity if len(shown) == 1 else f"{comparison.quantity}, less that of the tightest"
     style_axes(axes, f"{what}  ({'nats' if comparison.quantity == 'log Z' else 'reward units'})", "")
     axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=5)
     if len(shown) > 1:
         legend_above(figure)
     return figure

@@ -26,7 +26,7 @@ from bayesrl.report import write as writing
 from bayesrl.report.fit_results import FitResults, collect
 from bayesrl.report.html_page import CaptionedFigure, Cell, Part, html_page
 from bayesrl.report.write import write_fits, write_report
-from tests.handmade import HOSTILE, diagnosis, evidence, frontier
+from tests.handmade import HOSTILE, diagnosis, engine_comparison, evidence, frontier
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BETAS = [0.1, 0.3, 1.0]
@@ -92,7 +92,8 @@ def sweep() -> Posterior:
 @pytest.fixture(scope="module")
 def full(sweep: Posterior) -> FitResults:
     """A fit of which everything is known, with a frontier made by hand."""
-    made = {"diagnosis": diagnosis("fail", BETAS), "frontier": frontier(BETAS)}
+    engines = engine_comparison(np.asarray(BETAS))
+    made: dict[str, Any] = {"diagnosis": diagnosis("fail", BETAS), "frontier": frontier(BETAS), "engines": engines}
     return collect(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", **made)
 
 
@@ -159,6 +160,7 @@ def test_the_parts_are_there_verdict_first(full: FitResults, tmp_path: Path, vis
         "Policy, prior and target",
         "Draws",
         "Weights",
+        "What each engine says of the same optimum",
         "Restarts",
         "Frontier",
         "Best of n",
@@ -175,6 +177,9 @@ def test_the_parts_are_there_verdict_first(full: FitResults, tmp_path: Path, vis
     assert "bayesrl.fit(jax.random.key(0)" in page.inner_text("pre")
     draws = page.locator("section", has=page.locator("h2", has_text="Draws")).inner_text()
     assert re.search(r"best\s+2\.000\s+\S+\s+2", draws)
+    engines = page.locator("section", has=page.locator("h2", has_text="What each engine says")).inner_text()
+    assert "SMC exact twist, β = 0.3" in engines
+    assert "not applied: NUTS cannot draw discrete site" in engines
     assert path.stat().st_size < 3_000_000
 
 
@@ -349,6 +354,8 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
     ):
         with pytest.raises(PolicyError, match=words):
             write_report(jax.random.key(0), path, sweep, diagnoses=made)
+    with pytest.raises(PolicyError, match="is of β = 0.5, the fit of β ="):
+        write_report(jax.random.key(0), path, sweep, engines={"fit": engine_comparison(0.5)})
     for section, words in (
         (
             Section("mine", "", None),

@@ -14,52 +14,27 @@ import pytest
 from oracles import Still
 
 import bayesrl
-from bayesrl.diagnostics.engines.engine_table import EngineComparison, EngineRow
 from bayesrl.diagnostics.engines.particle_answers import _num_temperatures
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.report.evidence_figures import engines_figure
-from bayesrl.statistics.estimates import Interval
-from bayesrl.statistics.evaluations import Evaluations
+from tests.handmade import engine_comparison
 
 KEY = jax.random.key(0)
-NAN = np.asarray(math.nan)
-
-
-def row(engine: Any, log_z: Interval, betas: Any, **others: Any) -> EngineRow:
-    given: dict[str, Any] = {"gap": None, "by_context": None, "ess": np.full(np.shape(betas), 120.0), "num_draws": 64}
-    given |= {"evaluations": Evaluations(4096, 8192), "seconds": 0.5, "compile_seconds": 1.25, **others}
-    as_arrays = Interval(*map(np.asarray, log_z * betas))
-    return EngineRow(engine, log_z, as_arrays, **given)
-
-
-def comparison(betas: Any) -> EngineComparison:
-    one = np.ones(np.shape(betas))
-    blind = Interval.normal(7.5 * one, 0.01 * one)._replace(
-        lower=NAN * one, upper=NAN * one, conservative_lower=7.2 * one, conservative_upper=math.inf * one
-    )
-    rows = (
-        row("enumeration", Interval.exact(7.536 * one), betas, ess=np.full(np.shape(betas), math.nan), num_draws=0),
-        row("importance", blind, betas, note="modes that no draw has seen may exist"),
-        row("smc_exact_twist", Interval.normal(7.53 * one, 0.02 * one, 5.0), betas, gap=Interval.exact(0.2 * one)),
-        row("fit", Interval.between(7.4 * one, math.inf * one), betas),
-    )
-    refusals = {"nuts": "NUTS cannot draw discrete site 'arm'", "smc_tempered": "NUTS cannot draw discrete site 'arm'"}
-    return EngineComparison(np.asarray(betas), rows, refusals, 4096, Interval.exact(0.7 * one), 3)
 
 
 @pytest.mark.parametrize("betas", [0.1, np.array([0.1, 0.3, 1.0])])
 def test_it_is_legible_at_80_columns(betas: Any) -> None:
-    text = str(comparison(betas))
+    text = str(engine_comparison(betas))
     assert max(map(len, text.splitlines())) <= 80
     for words in ("7.536", "(7.500 ± 0.010)", "SMC exact twist", "exact", "4,096", "8,192", "means of 3 contexts"):
         assert words in text, words
     assert "NUTS, SMC tempered: not applied: NUTS cannot draw" in " ".join(text.split())
     assert ("β = 0.3" in text) == (np.ndim(betas) == 1)
-    assert comparison(betas)._repr_html_().count("<tr") > 8
+    assert engine_comparison(betas)._repr_html_().count("<tr") > 8
 
 
 def test_rows_are_read_by_name_and_as_json() -> None:
-    found = comparison(np.array([0.1, 0.3]))
+    found = engine_comparison(np.array([0.1, 0.3]))
     assert found.tightest == "enumeration"
     assert "fit" in found
     assert "nuts" not in found
@@ -76,7 +51,7 @@ def test_rows_are_read_by_name_and_as_json() -> None:
 
 @pytest.mark.parametrize("betas", [0.1, np.array([0.1, 0.3, 1.0])])
 def test_the_figure_has_a_place_for_every_engine(betas: Any) -> None:
-    axes = engines_figure(comparison(betas)).axes[0]
+    axes = engines_figure(engine_comparison(betas)).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == [
         "enumeration",
         "importance",
@@ -137,6 +112,8 @@ def test_fits_that_engines_cannot_use(posterior: Any) -> None:
         bayesrl.compare_engines(KEY, other)
     with pytest.raises(PolicyError, match="loaded without its policy"):
         bayesrl.compare_engines(KEY, replace(posterior, programs=None))
+    with pytest.raises(PolicyError, match="engines"):
+        bayesrl.write_report(KEY, "report.html", posterior, engines={"fit": 3})  # type: ignore[dict-item]
     with pytest.raises(PolicyError, match="a NumPyro program, or a Posterior"):
         bayesrl.compare_engines(KEY, 3.0, beta=1.0)
 
