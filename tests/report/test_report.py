@@ -354,7 +354,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
     ):
         with pytest.raises(PolicyError, match=words):
             write_report(jax.random.key(0), path, sweep, diagnoses=made)
-    with pytest.raises(PolicyError, match="is of β = 0.5, the fit of β ="):
+    with pytest.raises(PolicyError, match=r"is of β = 0.5, the fit of β ="):
         write_report(jax.random.key(0), path, sweep, engines={"fit": engine_comparison(0.5)})
     for section, words in (
         (

@@ -12,7 +12,7 @@ from bayesrl.diagnostics.evidence.by_hindsight import bound_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import DRAWS_PER_BATCH, estimate_evidence, evaluate_optimum
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts, chain_length
 from bayesrl.diagnostics.evidence.by_sampling import check_rewards
-from bayesrl.diagnostics.evidence.confidence_limits import LEVEL, binomial_limits
+from bayesrl.diagnostics.evidence.confidence_limits import LEVEL, bernstein_width, binomial_limits
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import MIN_EXACT, Bounds, TemperedSample
@@ -21,7 +21,7 @@ from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.monte_carlo.rejection_sampling import rejection
 from bayesrl.statistics.definitions import is_control
-from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.estimates import Interval
 from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import PRNGKey
 
@@ -142,7 +142,7 @@ def weighed(problem: EngineProblem, lane: Lane, sample: MixtureSample) -> tuple[
 
 
 def from_rejection(key: PRNGKey, problem: EngineProblem) -> Answer:
-    """Accept draws of the prior, which are then draws of p*; limits are those of a binomial."""
+    """Accept draws of the prior, which are then draws of p*; limits are of their number, and of bounded weights."""
     problem.refuse_unreachable()
     problem.refuse_nature()
     if problem.beta is None:
@@ -172,12 +172,17 @@ def _accepted(found: WeightedDraws, lane: Lane) -> Finding:
     assert one.log_evidence is not None
     assert one.num_accepted is not None
     assert one.reward_bound is not None
-    accepted = np.reshape(one.num_accepted, -1)
-    num = len(accepted)
-    limits = [binomial_limits(int(k), found.num_proposed, LEVEL / num) for k in accepted]
+    accepted, tries = np.reshape(one.num_accepted, -1), found.num_proposed
+    num, each = len(accepted), one.log_evidence
+    # Contexts share the level, and so do the two limits, so that all hold together.
+    level = LEVEL / num / 2
+    counted = np.asarray([binomial_limits(int(k), tries, level) for k in accepted]).T
+    top = np.reshape(one.reward_bound, -1) / lane.beta
+    chance, error = np.exp(np.reshape(each.mean, -1) - top), np.reshape(each.se, -1)
+    width = bernstein_width(tries * (chance * error) ** 2, tries, 1.0, level)
     with np.errstate(divide="ignore"):
-        low, high = np.log(np.asarray(limits)).T + np.reshape(one.reward_bound, -1) / lane.beta
-    each = one.log_evidence
+        low = np.log(np.maximum(counted[0], np.maximum(chance - width, 0.0))) + top
+        high = np.log(np.minimum(counted[1], chance + width)) + top
     mean, se = each.mean.mean(), np.linalg.norm(each.se) / num
     trusted = accepted.min() >= MIN_EXACT
     log_z = Interval.normal(mean, se)
@@ -284,13 +289,3 @@ def stacked(intervals: list[Interval], lead: tuple[int, ...]) -> Interval:
     """Join the intervals of each temperature, [*beta, ...]."""
     joined = [np.stack([np.asarray(x, float) for x in parts]) for parts in zip(*intervals, strict=True)]
     return Interval(*(x.reshape((*lead, *x.shape[1:])) for x in joined))
-
-
-def estimate_of(values: np.ndarray) -> Estimate:
-    """Average log-weights of independent runs [runs, contexts] over contexts, by the delta method, nats."""
-    from scipy.special import logsumexp
-
-    each = logsumexp(values, axis=0) - math.log(len(values))
-    influence = np.exp(values - each) - 1
-    mean = influence.mean(1)
-    return Estimate(np.asarray(each.mean()), np.asarray(mean.std(ddof=1) / math.sqrt(len(mean))))

@@ -8,12 +8,14 @@ import numpy as np
 from scipy.special import logsumexp
 
 from bayesrl.compilation.random_keys import fold_in
-from bayesrl.diagnostics.engines.engine_answers import Answer, Finding, estimate_of
+from bayesrl.diagnostics.engines.engine_answers import Answer, Finding, weighed
 from bayesrl.diagnostics.engines.problem_lanes import EngineProblem, Lane
+from bayesrl.diagnostics.evidence.by_particles import Above, bracket_of_runs, from_chains
 from bayesrl.diagnostics.evidence.by_sampling import find_bounds
-from bayesrl.diagnostics.evidence.confidence_limits import markov_lower
+from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
 from bayesrl.errors import EngineError
 from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.monte_carlo.particles.conditional_chains import SWEEPS, Runs, run_particles
 from bayesrl.monte_carlo.particles.engines import ParticleEngine, ParticleOptions, TemperedParticles
 from bayesrl.monte_carlo.particles.tempering import evaluations_of_sweep
 from bayesrl.monte_carlo.rejection_sampling import rejection
@@ -25,29 +27,34 @@ from bayesrl.statistics.evaluations import Evaluations
 from bayesrl.typing import PRNGKey
 
 _RUNS = 16
-"""Independent runs on each side; their smallest log Ẑ is a limit."""
+"""Independent runs on each side; together they make a limit."""
+
+_FEWEST = 8
+"""Fewest particles of runs that hold a draw: with fewer the draw itself is most of what they know."""
 
 _PLAN_DRAWS = 1024
 _EPS = float(np.finfo(np.float32).eps)
 _CONSTANCY, _LEAST_SHARE = 0.9, 0.05
 _MOST_PARTICLES = 4096
-_SPREAD = 1.0
-"""Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Counted:
-    """Runs an engine, and adds up what that costs; see `ParticleEngine`."""
+    """Runs an engine, and keeps what each run costs; see `ParticleEngine`."""
 
     engine: ParticleEngine
-    spent: Evaluations
+    spent: list[Evaluations]
 
     def run(
         self, key: PRNGKey, beta: float | None, reference: dict[str, Any] | None = None
     ) -> tuple[ScoredDraws, np.ndarray]:
         found = self.engine.run(key, beta, reference)
-        self.spent = self.spent.plus(found[0].evaluations)
+        self.spent.append(found[0].evaluations)
         return found
+
+    def renewing(self) -> ParticleEngine:
+        other = self.engine.renewing()
+        return self if other is self.engine else _Counted(other, self.spent)
 
 
 class ParticleAnswer:
@@ -89,19 +96,33 @@ class _Sides:
         self.spent, self.num_draws = Evaluations(), 0
 
     def finding(self) -> Finding:
-        """Run within the budget."""
+        """Run within the budget: both sides if they fit in, else the lower one."""
         engine = self._engine(2)
         weights, rewards = self._weights()
+        marginal = self._marginal()
         exact = self._exact_draws(rewards)
-        num = self._num_particles(engine, weights, conditional=exact is not None)
-        counted = _Counted(self._engine(num), Evaluations())
-        forward = counted.run(fold_in(self.key, 1), self.lane.beta)
-        low = _log_z(forward[1], num)
-        high = None
+        num, sweeps = self._plan(engine, weights, has_draws=exact is not None)
+        counted = _Counted(self._engine(num), [])
+        forward = run_particles(fold_in(self.key, 1), counted, self.lane.beta, num, None)
+        above = self._above(counted, num, forward, exact, sweeps)
+        for one in counted.spent:
+            self.spent = self.spent.plus(one)
+        self.num_draws = _RUNS * num
+        return self._told(forward, above, marginal)
+
+    def _above(
+        self, engine: ParticleEngine, num: int, forward: Runs, exact: dict[str, Any] | None, sweeps: tuple[int, ...]
+    ) -> Above:
+        """Run on draws of p*: given ones, or those of chains; not at all where the budget ends before."""
+        contexts = forward.log_z.shape[1]
+        if not sweeps:
+            nothing = np.zeros((1, _RUNS, contexts))
+            return Above(nothing, f"budget={self.problem.budget:,} ends before the upper side", np.zeros(contexts) > 0)
+        key, beta = fold_in(self.key, 2), self.lane.beta
         if exact is not None:
-            high = _log_z(counted.run(fold_in(self.key, 2), self.lane.beta, exact)[1], num)
-        self.spent, self.num_draws = self.spent.plus(counted.spent), len(forward[1])
-        return self._told(low, high, forward[1])
+            runs = run_particles(key, engine, beta, num, exact)
+            return Above(runs.log_z[None], "", np.ones(contexts, bool))
+        return from_chains(key, self.lane.alone, engine, beta, num, forward, sweeps)
 
     def _engine(self, num_particles: int) -> ParticleEngine:
         options = ParticleOptions(num_particles, _RUNS, 0.5, "systematic", self.twist)
@@ -142,52 +163,62 @@ class _Sides:
         assert drawn.ess is not None
         return None if drawn.ess.min() < _RUNS else {name: np.asarray(x) for name, x in drawn.sites.items()}
 
-    def _num_particles(self, engine: ParticleEngine, weights: np.ndarray, *, conditional: bool) -> int:
-        """Plan how many particles of a run the rest of the budget allows."""
-        each, passes = 2, 2 if conditional else 1
+    def _marginal(self) -> Interval | None:
+        """Estimate log p(y) from weighted draws of the prior, if there are data beside rewards."""
+        lane, problem = self.lane, self.problem
+        if lane.beta is None or not problem.structure.names("observed"):
+            return None
+        sample = draw_mixture_sample(fold_in(self.key, 4), lane.alone, {}, problem.each // 4)
+        self.spent = self.spent.plus(Evaluations.of_both(len(sample.reward)))
+        return weighed(problem, lane, sample)[0].log_marginal
+
+    def _plan(self, engine: ParticleEngine, weights: np.ndarray, *, has_draws: bool) -> tuple[int, tuple[int, ...]]:
+        """Plan how many particles of a run the rest of the budget allows, and how long chains of runs may be.
+
+        Returns:
+            The number of particles, and the lengths at which chains are judged; empty for the lower side alone.
+        """
+        pilots, before = 0, 0
         if isinstance(engine, TemperedParticles):
             steps = _num_temperatures(weights)
             each = 2 + steps * evaluations_of_sweep(engine.programs, context_axes(engine.programs.structure))
-            passes += 1  # the pilot
-        elif (cost := getattr(engine, "evaluations_per_particle", None)) is not None:
-            each = cost()
-        left = self.problem.each - self.spent.policy
-        num = left // (each * passes * _RUNS)
-        if num < 2:
-            least = 2 * each * passes * _RUNS + self.spent.policy
+            pilots = 1
+        else:
+            timed: Any = engine
+            each, before = timed.evaluations_per_particle(), timed.evaluations_beforehand(self.lane.beta)
+        left = max(self.problem.each - self.spent.policy - before, 0) // (each * _RUNS)
+        # Runs that hold a draw have a path of their own, with a pilot of its own.
+        if has_draws and left // (2 + 2 * pilots) >= _FEWEST:
+            return min(left // (2 + 2 * pilots), _MOST_PARTICLES), (1,)
+        shortest = 1 + 2 * pilots + SWEEPS[0]
+        if not has_draws and (num := left // shortest) >= _FEWEST:
+            return min(num, _MOST_PARTICLES), SWEEPS[:1]
+        if (num := left // (1 + pilots)) < 2:
+            least = (2 * each * (1 + pilots) * _RUNS + self.spent.policy + before) * len(self.problem.lanes)
             raise EngineError(
                 f"budget={self.problem.budget:,} is too small for {_RUNS} runs of 2 particles, which take about "
-                f"{least * len(self.problem.lanes):,} evaluations"
+                f"{least:,} evaluations"
             )
-        return int(min(num, _MOST_PARTICLES))
+        return min(num, _MOST_PARTICLES), ()
 
-    def _told(self, low: np.ndarray, high: np.ndarray | None, log_weights: np.ndarray) -> Finding:
-        contexts = low.shape[1]
-        mean, se = estimate_of(low)
+    def _told(self, forward: Runs, above: Above, marginal: Interval | None) -> Finding:
+        bracket = bracket_of_runs(forward.log_z, above, marginal)
+        by_context = bracket.by_context
         # Runs that agree to the last digit are still in single precision.
-        log_z = Interval.normal(mean, np.hypot(se, _EPS * np.maximum(np.abs(mean), 1.0)))
-        least = markov_lower(low.sum(1)) / contexts
-        most = math.inf if high is None else -markov_lower(-high.sum(1)) / contexts
-        spread = max(low.std(0).max(), 0.0 if high is None else high.std(0).max())
-        note = ""
-        if high is None or spread >= _SPREAD:
-            note = "without an upper side" if high is None else f"single runs differ by {spread:.2g} nats"
-            note = f"{note}, so no standard error is trusted"
-            log_z = log_z._replace(lower=np.asarray(np.nan), upper=np.asarray(np.nan))
-        log_z = log_z._replace(conservative_lower=np.asarray(least), conservative_upper=np.asarray(most))
-        each = logsumexp(low, axis=0) - math.log(len(low))
-        se = (np.exp(low - each) - 1).std(0, ddof=1) / math.sqrt(len(low))
+        found = bracket.interval
+        digits = _EPS * np.maximum(np.abs(found.mean), 1.0)
+        found = found._replace(se=np.hypot(found.se, digits), lower=found.lower - digits, upper=found.upper + digits)
         shape = self.problem.structure.context_shape
-        by_context = Interval.normal(each.reshape(shape), se.reshape(shape))
-        weights = np.exp(log_weights - logsumexp(log_weights, axis=0))
-        ess = float((1 / (weights**2).sum(0)).min())
-        return Finding.of_log_z(log_z, self.lane, by_context, ess, note)
-
-
-def _log_z(log_weights: np.ndarray, num_particles: int) -> np.ndarray:
-    """Return log Ẑ of each run, [runs, contexts], nats."""
-    runs = log_weights.reshape(-1, num_particles, log_weights.shape[-1])
-    return np.asarray(logsumexp(runs, axis=1) - math.log(num_particles))
+        errors = np.hypot(*(x.std(0) / math.sqrt(max(len(x) - 1, 1)) for x in by_context[1:]))
+        weights = forward.log_weights.reshape(-1, forward.log_weights.shape[-1])
+        shares = np.exp(weights - logsumexp(weights, axis=0))
+        return Finding.of_log_z(
+            found,
+            self.lane,
+            Interval.normal(by_context.log_z.reshape(shape), errors.reshape(shape)),
+            float((1 / (shares**2).sum(0)).min()),
+            bracket.caveat,
+        )
 
 
 def _num_temperatures(w: np.ndarray) -> int:

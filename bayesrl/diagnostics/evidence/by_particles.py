@@ -244,10 +244,16 @@ def _from_exact_draws(
 
 
 def from_chains(
-    key: PRNGKey, programs: Programs, engine: ParticleEngine, beta: float | None, num: int, forward: Runs
+    key: PRNGKey,
+    programs: Programs,
+    engine: ParticleEngine,
+    beta: float | None,
+    num: int,
+    forward: Runs,
+    num_sweeps: tuple[int, ...] = SWEEPS,
 ) -> Above:
     """Run on the draws that chains of conditional particles give, which start at forward runs."""
-    chains = walk_chains(key, engine, beta, num, forward, programs.structure)
+    chains = walk_chains(key, engine, beta, num, forward, programs.structure, num_sweeps)
     caveat = "the upper side is asymptotic: it rests on chains of conditional particles having reached all of p*"
     if not chains.met.all():
         caveat = (

@@ -185,6 +185,7 @@ class SequentialParticles:
     steps: TimeSteps
     params: Params
     size: ParticleOptions
+    _plans: dict[Any, FilterPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
     _prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def run(
@@ -195,9 +196,9 @@ class SequentialParticles:
         given = (self.params, None if beta is None else np.asarray(beta, np.float32), as_hash_key(key), reference)
         # An exact twist holds the values at its β, so each β has a plan of its own.
         kind = (beta, reference is not None)
-        planned = kind not in self._prepared
-        if planned:
-            plan = self._plan(beta)
+        planned = beta not in self._plans
+        if kind not in self._prepared:
+            plan = self._plans[beta] = self._plans[beta] if beta in self._plans else self._plan(beta)
             if reference is not None:
                 # Only multinomial resampling leaves the others independent of the particle that must survive.
                 plan = replace(plan, scheme="multinomial")
@@ -212,9 +213,18 @@ class SequentialParticles:
                 "must depend on nothing but its arguments, its sites and the carry of its scan"
             )
         draws, totals = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (draws, totals))
-        scored = ScoredDraws.of(draws, totals, structure, self._spent(plan, planned=planned))
+        spent = self._spent(plan, planned=planned, conditional=reference is not None)
+        scored = ScoredDraws.of(draws, totals, structure, spent)
         refuse_worthless(structure, scored)
         return scored, np.asarray(weights, float).reshape(-1, weights.shape[-1])
+
+    def evaluations_beforehand(self, beta: float | None) -> int:
+        """Return how often the program is evaluated before the first run: for the values of an exact twist."""
+        if self.size.twist != "exact":
+            return 0
+        self._plans[beta] = self._plans[beta] if beta in self._plans else self._plan(beta)
+        twist = self._plans[beta].twist
+        return twist.evaluations.policy if isinstance(twist, ExactTwist) else 0
 
     def evaluations_per_particle(self) -> int:
         """Return how often a run evaluates the program for each particle."""
@@ -224,9 +234,11 @@ class SequentialParticles:
     def _num_tried(self) -> int:
         return max(1, num_assignments(self.steps.axes(self.steps.inside))) if self.steps.is_finite else 1
 
-    def _spent(self, plan: FilterPlan, *, planned: bool) -> Evaluations:
+    def _spent(self, plan: FilterPlan, *, planned: bool, conditional: bool) -> Evaluations:
         """Count the program's evaluations in one run: along its steps, once more as a whole, and for an exact twist."""
         tried = self._num_tried() if plan.look_ahead else 1
+        # A renewal scores the past of every particle with the future of the reference.
+        tried += self.size.renewals if conditional else 0
         spent = Evaluations.of_both((tried + 1) * self.size.num_replications * self.size.num_particles)
         return spent.plus(plan.twist.evaluations) if planned and isinstance(plan.twist, ExactTwist) else spent
 

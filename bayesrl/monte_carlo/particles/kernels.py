@@ -220,10 +220,10 @@ def smooth_sites(programs: Programs, axes: dict[str, Axes]) -> tuple[SmoothSite,
 def evaluations_of_moves(
     names: Sequence[KernelName], finite: tuple[FiniteSite, ...], smooth: tuple[SmoothSite, ...]
 ) -> int:
-    """Return how often one sweep of all moves evaluates the program for each particle."""
+    """Return how often one sweep of all moves evaluates the program for each particle, at most."""
     tried = sum(min(math.prod(site.cell), _MOST_ELEMENTS) * len(site.values) for site in finite)
     # A path takes a gradient at its start and after each step, and its energy at both ends.
-    counts = {"independence": 1, "gibbs": tried, "hmc": _LEAPFROGS + 3 if smooth else 0}
+    counts = {"independence": 1, "gibbs": tried, "hmc": _LEAPFROGS + 3, "nuts": 2**_TREE_DEPTH + 1}
     return sum(counts[name] for name in names)
 
 
