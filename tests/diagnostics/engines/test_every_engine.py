@@ -53,7 +53,7 @@ REFUSED: dict[str, dict[EngineName, str]] = {
 """What does not apply to an oracle, and words of the reason."""
 
 
-BUDGETS = {"flat": 2**15} | dict.fromkeys((*ENDLESS, "episode"), 2**14)
+BUDGETS = {"flat": 2**15} | dict.fromkeys((*ENDLESS, *TIME), 2**14)
 """Evaluations of each engine, 2¹³ by default; "flat" has enough for both sides of every one."""
 
 
