@@ -98,6 +98,10 @@ class TextParticles:
                 "out, or pass a function of the text as twist="
             )
 
+    def evaluations_beforehand(self, beta: float | None) -> int:
+        """Return how often the program is evaluated before the first run: never."""
+        return 0
+
     def evaluations_per_particle(self) -> int:
         """Return how often a run evaluates the program for each particle: once, however often it looks ahead."""
         return 1

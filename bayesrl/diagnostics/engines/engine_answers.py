@@ -174,15 +174,17 @@ def _accepted(found: WeightedDraws, lane: Lane) -> Finding:
     assert one.reward_bound is not None
     accepted, tries = np.reshape(one.num_accepted, -1), found.num_proposed
     num, each = len(accepted), one.log_evidence
-    # Contexts share the level, and so do the two limits, so that all hold together.
+    # Contexts share the level, and so do the two kinds of limits, so that all hold together. Few accepted draws tell
+    # more by their number, many by the weights of all proposals.
     level = LEVEL / num / 2
     counted = np.asarray([binomial_limits(int(k), tries, level) for k in accepted]).T
     top = np.reshape(one.reward_bound, -1) / lane.beta
     chance, error = np.exp(np.reshape(each.mean, -1) - top), np.reshape(each.se, -1)
     width = bernstein_width(tries * (chance * error) ** 2, tries, 1.0, level)
+    few = accepted < MIN_EXACT
     with np.errstate(divide="ignore"):
-        low = np.log(np.maximum(counted[0], np.maximum(chance - width, 0.0))) + top
-        high = np.log(np.minimum(counted[1], chance + width)) + top
+        low = np.log(np.where(few, counted[0], np.maximum(chance - width, 0.0))) + top
+        high = np.log(np.where(few, counted[1], np.minimum(chance + width, 1.0))) + top
     mean, se = each.mean.mean(), np.linalg.norm(each.se) / num
     trusted = accepted.min() >= MIN_EXACT
     log_z = Interval.normal(mean, se)
