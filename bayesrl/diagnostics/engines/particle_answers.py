@@ -122,7 +122,7 @@ class _Sides:
         if exact is not None:
             runs = run_particles(key, engine, beta, num, exact)
             return Above(runs.log_z[None], "", np.ones(contexts, bool))
-        return from_chains(key, self.lane.alone, engine, beta, num, forward, sweeps)
+        return from_chains(key, self.lane.alone, engine, beta, num, forward, *sweeps)
 
     def _engine(self, num_particles: int) -> ParticleEngine:
         options = ParticleOptions(num_particles, _RUNS, 0.5, "systematic", self.twist)

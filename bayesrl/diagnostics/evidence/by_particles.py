@@ -244,16 +244,10 @@ def _from_exact_draws(
 
 
 def from_chains(
-    key: PRNGKey,
-    programs: Programs,
-    engine: ParticleEngine,
-    beta: float | None,
-    num: int,
-    forward: Runs,
-    num_sweeps: tuple[int, ...] = SWEEPS,
+    key: PRNGKey, programs: Programs, engine: ParticleEngine, beta: float | None, num: int, forward: Runs, *most: int
 ) -> Above:
-    """Run on the draws that chains of conditional particles give, which start at forward runs."""
-    chains = walk_chains(key, engine, beta, num, forward, programs.structure, num_sweeps)
+    """Run on the draws that chains of conditional particles give; they are judged after `most` runs, or `SWEEPS`."""
+    chains = walk_chains(key, engine, beta, num, forward, programs.structure, most or SWEEPS)
     caveat = "the upper side is asymptotic: it rests on chains of conditional particles having reached all of p*"
     if not chains.met.all():
         caveat = (
