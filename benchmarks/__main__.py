@@ -41,6 +41,7 @@ BENCHMARKS = (
     "deep_sea",
     "epistemic",
     "learning",
+    "preference_scores",
     "language_checkpoints",
     "language_exact",
     "language_speed",
