@@ -164,7 +164,10 @@ ONCE = PreferenceData.of_pairs([0, 1], [1, 2], annotator=["a", "b"])
         (lambda: bradley_terry(ONCE, annotators=True), "each of 2 annotators judged once, which tells nothing"),
         (lambda: bradley_terry(ONCE, length=True), "all items are of one length"),
         (lambda: bradley_terry(ONCE, features=np.ones((2, 1))), r"features have shape \(2, 1\); give finite numbers"),
-        (lambda: bradley_terry(ONCE, features=np.full((3, 1), np.nan)), "use a finite number, or an array"),
+        (
+            lambda: bradley_terry(ONCE, features=np.full((3, 1), np.nan)),
+            r"use finite numbers \[items, features\], preferences.TextScores",
+        ),
         (lambda: bradley_terry(ONCE.take([])), "the data have no rows"),
         (LABELS.as_pairs, "as_pairs breaks rankings, and these are labels"),
         (lambda: bradley_terry(ONCE, scale=0.0), "scale=0.0; use a number above 0"),
