@@ -36,7 +36,7 @@ _PILOT_SPREAD = 0.5
 _SPREAD = 1.0
 """Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
 
-_FEWEST_GROUPS = 8
+_FEWEST_GROUPS = 8  # fewer do not tell their own spread
 _SIDES_APART = 4.0
 """Standard errors between the two sides' estimates beyond which neither is trusted."""
 
@@ -234,11 +234,10 @@ def _from_exact_draws(
     num_runs: int,
     exact: Mapping[str, Any],
 ) -> Above:
-    """Run once on each draw; where there are fewer draws than runs, each is held by equally many."""
+    """Run once on each draw, or where there are fewer draws than runs, equally often, [each, draws]."""
     count = min(len(next(iter(exact.values()))), num_runs)
     each, held = num_runs // count, np.arange(num_runs) % count
     runs = run_particles(key, engine, beta, num, {name: np.asarray(x)[held] for name, x in exact.items()})
-    # Runs on the same draw stand along the first axis; what is left over is not used.
     log_z = runs.log_z[: each * count].reshape(each, count, -1)
     return Above(log_z, "", np.ones(log_z.shape[-1], bool))
 
@@ -317,7 +316,8 @@ def bracket_of_runs(
     low, high = forward - given, above.log_z - given
     contexts = low.shape[1]
     # The mean of 1/Ẑ over runs that depend on one another has the expectation 1/Z all the same.
-    upper = Estimate(*_mean_of_groups(-_log_mean(-high).mean(1))) if above.has_upper else None
+    means = -_log_mean(-high).mean(1)
+    upper = Estimate(np.asarray(means.mean()), np.asarray(_error(means))) if above.has_upper else None
     least = np.asarray(markov_lower(low.sum(1)) / contexts - rounding - doubt[1])
     # E[1/Ẑ] = 1/Z, so the lower limit of −log Z, with its sign turned, is the upper one of log Z.
     of_upper = -markov_lower(_log_mean(-high.sum(-1))) / contexts + rounding + doubt[0]
@@ -355,7 +355,6 @@ def _both_sides(low: np.ndarray, high: np.ndarray, above: Above) -> tuple[Bridge
     errors = _error(free.mean(1)), _error((np.exp(-(backward + _log_mean(-backward))) - 1).mean(1))
     if len(backward) >= _FEWEST_GROUPS and abs(apart) > _SIDES_APART * math.hypot(*errors) + 1e-3:
         return alone, _and(above.caveat, "free runs of particles and conditional ones contradict each other"), False
-    # A few groups do not tell their own spread.
     return (bridge(low, high) if len(backward) >= _FEWEST_GROUPS else alone), above.caveat, True
 
 
@@ -366,10 +365,6 @@ def _and(first: str, second: str) -> str:
 def _error(values: np.ndarray) -> float:
     """Return the standard error of a mean of independent numbers; 0 of one, which has no spread to tell it."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def _mean_of_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(values.mean()), np.asarray(_error(values))
 
 
 def _mean_under_target(programs: Programs, params: Params, beta: float | None, runs: Runs) -> tuple[float, np.ndarray]:

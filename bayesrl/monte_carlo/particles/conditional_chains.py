@@ -123,7 +123,7 @@ def walk_chains(
             rhat, agree = have_met(np.concatenate([log_z[first:], own[first:]], -1))
             if agree.all():
                 break
-            if sweep + 1 == num_sweeps[0] and (other := engine.renewing()) is not engine:
+            if sweep + 1 == num_sweeps[0] < num_sweeps[-1] and (other := engine.renewing()) is not engine:
                 # What was before the change of kernel is no longer judged.
                 engine, trail = other, []
     # Both numbers of a context must agree.

@@ -32,7 +32,7 @@ from bayesrl.typing import Params, PRNGKey
 
 _MOST_STATES = 2**20
 _ROUNDING = 1e-3
-_RENEWALS = 8
+_RENEWALS = 64
 
 
 class ParticleOptions(NamedTuple):
