@@ -258,7 +258,7 @@ def _powers(keys: Keys) -> Iterator[Answer]:
         exact = found["enumeration"]
         yield Answer(f"power {alpha:g}: p(1)", float(first), "enumeration", float(np.exp(exact.log_weights[0])))
         fitted = bayesrl.fit(key, tilted, beta=beta, num_steps=1000, progress=False)
-        found_first = float(np.exp(np.asarray(fitted.log_prob({"letter": jnp.zeros((), int)})).reshape(-1)[0]))
+        found_first = float(np.exp(np.asarray(fitted.log_prob({"letter": jnp.zeros(1, int)})).reshape(-1)[0]))
         yield Answer(f"power {alpha:g}: p(1)", float(first), "fit", found_first, rounding=1e-4)
 
 

@@ -34,7 +34,7 @@ VOCABULARY, LENGTH, PROMPT = 32, 8, 3
 CONFIG = lm.GPT2Config(vocab_size=VOCABULARY, max_length=16, width=32, depth=2, heads=2, initializer_range=0.2)
 BETAS = np.array([0.1, 0.3, 1.0])
 TRUTH = np.log(BETAS * np.expm1(1 / BETAS))
-DRAWS = {"rejection": 2**12, "smc": 2**10}
+DRAWS = {"rejection": 2**11, "smc": 2**9}
 TWISTS = (None, "reward")
 QUANTITIES = ("log_evidence", "objective", "gap", "kl_reverse", "kl_forward")
 NAMES = ("log Z, averaged", "J", "gap", "KL(q‖p*)", "KL(p*‖q)")
