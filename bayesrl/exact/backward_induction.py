@@ -205,9 +205,13 @@ def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple
         log_prior = _seen(stage, k)
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = log_prior + np.where(N > 0, M / N, 0.0) / beta
-            log_value = logsumexp(scores, axis=1 + k, keepdims=True)
+            # Relative to the best: beside a score of 1e20 the log of a sum has no digits left for its terms.
+            top = scores.max(1 + k, keepdims=True)
+            top = np.where(np.isfinite(top), top, 0.0)
+            log_sum = logsumexp(scores - top, axis=1 + k, keepdims=True)
+            log_value = top + log_sum
             # Where nothing is possible the policy stays the prior's, so that it still adds up to 1.
-            log_policy = np.where(np.isfinite(log_value), scores - log_value, log_prior)
+            log_policy = np.where(np.isfinite(log_value), scores - top - log_sum, log_prior)
             # Nature's later draws are summed out, so N no longer depends on the action but for rounding.
             N = N.max(1 + k, keepdims=True)
             M = np.where(N > 0, N * beta * log_value, 0.0)

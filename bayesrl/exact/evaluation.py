@@ -179,6 +179,8 @@ def _against_target(
     # log q/π₀ is nan where both are 0, but p* is 0 there too.
     tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
     log_target = stage.log_prob("action")[0] + tilt
+    # Relative to the best first: beside 1e20 the log of a sum has no digits left for its terms.
+    log_target = log_target - log_target.max(0)
     log_target = log_target - logsumexp(log_target, axis=0)
     return _apart(log_target, stage.log_prob("action")[0] + log_ratio, shape)
 

@@ -26,9 +26,9 @@ from bayesrl.lm.rewards.costs import costs_little, runs_elsewhere
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.lm.twisted_model import TwistedGuide
-from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, register_particles
+from bayesrl.monte_carlo.particles.engines import ParticleOptions, check_filter, check_precision, register_particles
 from bayesrl.monte_carlo.particles.resampling import ancestors, effective_size, fewest_moves, log_mean
-from bayesrl.monte_carlo.particles.twists import learned_twist
+from bayesrl.monte_carlo.particles.twists import finite_twist, learned_twist, size_of_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
@@ -164,6 +164,7 @@ class TextParticles:
         spent = Evaluations(written, written * (1 + steps * tried))
         scored = ScoredDraws.of(draws, totals, structure, spent)
         refuse_worthless(structure, scored)
+        check_precision(found.twists, scored.reward / beta)
         return scored, np.asarray(rows["log_weights"], float) + scored.reward / beta
 
     @staticmethod
@@ -190,7 +191,7 @@ class TextRun(NamedTuple):
         log_prior: of the text under the reference, nats.
         log_q: under what wrote it, nats.
         log_weights: with the factors that resampling divided out, without the last twist and the reward, nats.
-        twists: least twist after each token, nan if one is nan, [prompts, T], reward units.
+        twists: mean |twist| after each token, nan if one is nan, [prompts, T], nats.
         sizes: effective number of particles after each token, [prompts, T].
     """
 
@@ -262,7 +263,7 @@ def _write(
     carry = (zero + 1, state, jnp.zeros(contexts), records)
     # Texts that have ended wait for the others; once all have, nothing more can happen to a weight.
     _, last, log_z, (twists, sizes) = lax.while_loop(lambda c: (c[0] < steps) & ~c[1].done.all(), write, carry)
-    log_weights = log_z + writer.by_prompt(last.log_weights - last.twist / beta)
+    log_weights = log_z + writer.by_prompt(last.log_weights - finite_twist(last.twist) / beta)
     scores = last.scores.reshape(contexts, num, 2)
     tokens = last.tokens.reshape(contexts, num, steps)
     return TextRun(tokens, scores[..., 0], scores[..., 1], log_weights.T, twists.T, sizes.T)
@@ -328,8 +329,8 @@ class _Writer:
         return self._choose(key, state._replace(caches=[cache for _, cache in read]), [h[:, 0] for h, _ in read], t)
 
     def record(self, records: tuple[Array, ...], t: Array, state: _Particles) -> tuple[Array, ...]:
-        """Note the least twist and the effective number of particles after a token."""
-        new = self.by_prompt(state.twist).min(0), effective_size(self.by_prompt(state.log_weights))
+        """Note the mean |twist| and the effective number of particles after a token."""
+        new = size_of_twist(self.by_prompt(state.twist / self.beta)), effective_size(self.by_prompt(state.log_weights))
         return tuple(lax.dynamic_update_index_in_dim(x, y, t, 0) for x, y in zip(records, new, strict=True))
 
     def _choose(self, key: PRNGKey, state: _Particles, hidden: list[Array], t: Array) -> _Particles:
@@ -337,7 +338,7 @@ class _Writer:
         later, scores, best = None, log_q, jnp.zeros(len(log_q))
         if self.look_ahead:
             later = self._value_of_each(state.tokens, t, log_q.shape[-1])
-            scores = log_prior + (later - state.twist[:, None]) / self.beta
+            scores = log_prior + (later - finite_twist(state.twist)[:, None]) / self.beta
             best = logsumexp(scores, axis=-1)
             # Where no token is possible the weight is 0, and any choice serves.
             scores = jnp.where(jnp.isfinite(best)[:, None], scores, log_prior)
@@ -351,7 +352,7 @@ class _Writer:
         if later is None:
             twist = self._learned(hidden, token, state) if isinstance(self.twist, float) else self._value(tokens, t)
             # Each twist takes the place of the one before, so that only the last is left in a finished weight.
-            gain = chosen[:, 0] - chosen[:, 1] + (twist - state.twist) / self.beta
+            gain = chosen[:, 0] - chosen[:, 1] + (twist - finite_twist(state.twist)) / self.beta
         else:
             own = jnp.take_along_axis(later, token[:, None], -1)[:, 0]
             # The weight is the sum over all tokens, whichever was chosen; behind its end nothing adds to a text.

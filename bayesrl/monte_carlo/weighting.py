@@ -1,13 +1,11 @@
 """From weighted draws to a posterior: log Z, expectations and their standard errors, per context."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.special import logsumexp
 
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
@@ -94,16 +92,20 @@ def weigh(
             None for independent draws.
     """
     groups = num_groups or len(log_weight)
-    evidence = log_mean_weight(log_weight, groups)
-    weights = np.exp(log_weight - logsumexp(log_weight, axis=0, keepdims=True))
+    top, above = _log_mean_weight(log_weight, groups)
+    evidence = InfluenceEstimate(top + above.mean, above.influence)
+    weights = np.exp(log_weight - top)
+    weights = weights / weights.sum(0)
     reward = _weighted_mean(weights, draws.reward, groups)
     if beta is None:
         objective, kl = evidence, _weighted_mean(weights, draws.log_likelihood, groups).plus(evidence, -1.0)
     else:
-        # Beside rewards Z is relative to p(y): the same draws may estimate both, so errors partly cancel.
-        evidence = evidence if marginal is None else evidence.plus(marginal, -1.0)
         # Under p* log q/π₀ is R/β − log Z, so KL needs no scores of its own.
-        objective, kl = evidence.times(beta), reward.times(1 / beta).plus(evidence, -1.0)
+        kl = _weighted_mean(weights, draws.reward / beta - top, groups).plus(above, -1.0)
+        if marginal is not None:
+            # Beside rewards Z is relative to p(y): the same draws may estimate both, so errors partly cancel.
+            evidence, kl = evidence.plus(marginal, -1.0), kl.plus(marginal)
+        objective = evidence.times(beta)
     log_weights = np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0)
     metrics = {name: _weighted_mean(weights, values, groups) for name, values in draws.metrics.items()}
     return WeightedLane(log_weights, evidence, objective, reward, kl, metrics)
@@ -111,9 +113,21 @@ def weigh(
 
 def log_mean_weight(log_weight: np.ndarray, num_groups: int) -> InfluenceEstimate:
     """Estimate log E[w] from log-weights [draws, contexts] in independent groups, nats."""
+    top, above = _log_mean_weight(log_weight, num_groups)
+    return InfluenceEstimate(top + above.mean, above.influence)
+
+
+def _log_mean_weight(log_weight: np.ndarray, num_groups: int) -> tuple[np.ndarray, InfluenceEstimate]:
+    """Return the greatest log-weight of each context, and the log of the mean weight relative to it.
+
+    Apart, because beside a log-weight of 1e20 the log of a mean has no digits left for how many weights there are.
+    """
+    top = log_weight.max(0)
+    top = np.where(np.isfinite(top), top, 0.0)
+    weights = np.exp(log_weight - top)
+    mean = weights.mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = logsumexp(log_weight, axis=0) - math.log(len(log_weight))
-        return InfluenceEstimate(result, _by_group(np.exp(log_weight - result) - 1, num_groups))
+        return top, InfluenceEstimate(np.log(mean), _by_group(weights / mean - 1, num_groups))
 
 
 def _weighted_mean(weights: np.ndarray, values: np.ndarray, num_groups: int) -> InfluenceEstimate:

@@ -24,7 +24,7 @@ from bayesrl.monte_carlo.particles.kernels import KernelName
 from bayesrl.monte_carlo.particles.resampling import Scheme
 from bayesrl.monte_carlo.particles.tempering import MOST_TEMPERATURES, TemperedPath, tempered_path
 from bayesrl.monte_carlo.particles.time_steps import TimeSteps, context_axes_of_carries
-from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist, learned_twist
+from bayesrl.monte_carlo.particles.twists import ExactTwist, Twist, UserTwist, finite_twist, learned_twist
 from bayesrl.monte_carlo.weighting import ScoredDraws, refuse_worthless
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.evaluations import Evaluations
@@ -33,6 +33,8 @@ from bayesrl.typing import Params, PRNGKey
 _MOST_STATES = 2**20
 _ROUNDING = 1e-3
 _RENEWALS = 64
+_NATS_LOST, _SHARE_LOST = 0.1, 1e-3
+"""A twist may be rounded by this many nats, or by that share of them where rewards are large themselves."""
 
 
 class ParticleOptions(NamedTuple):
@@ -216,6 +218,8 @@ class SequentialParticles:
         spent = self._spent(plan, planned=planned, conditional=reference is not None)
         scored = ScoredDraws.of(draws, totals, structure, spent)
         refuse_worthless(structure, scored)
+        if beta is not None:
+            check_precision(run.twists, scored.reward / beta)
         return scored, np.asarray(weights, float).reshape(-1, weights.shape[-1])
 
     def evaluations_beforehand(self, beta: float | None) -> int:
@@ -289,7 +293,7 @@ def check_filter(structure: Structure, num_particles: int, twists: np.ndarray, s
     Args:
         structure: of the program.
         num_particles: of one replication.
-        twists: a sum or bound of the twists over particles, nan if one is nan, [replications, steps, contexts].
+        twists: mean |twist| over particles, nan if one is nan, [replications, steps, contexts], nats.
         sizes: effective numbers of particles, 0 if no particle has a weight, in the same shape.
         first: number of the first step.
 
@@ -302,12 +306,38 @@ def check_filter(structure: Structure, num_particles: int, twists: np.ndarray, s
             f"the twist is nan after step {step + first} in {_context(structure, context)}; return a finite value, "
             "reward units, for every state that the prior can reach"
         )
+    if np.isinf(twists).any():
+        step, context = (int(i) for i in np.argwhere(np.isinf(twists).any(0))[0])
+        raise EngineError(
+            f"the twist is inf after step {step + first} in {_context(structure, context)}; return a finite value, "
+            "reward units"
+        )
     dead = (sizes == 0).any(0)
     if dead.any():
         step, context = (int(i) for i in np.argwhere(dead)[0])
         raise EngineError(
             f"no particle has a weight after step {step + first} in {_context(structure, context)}: every reward or "
             f"likelihood so far is -inf; raise num_particles={num_particles}, or pass a proposal or a twist"
+        )
+
+
+def check_precision(twists: np.ndarray, tilt: np.ndarray) -> None:
+    """Refuse twists so large that single precision loses the rewards beside them.
+
+    Args:
+        twists: mean |twist| of a run, nats; see `check_filter`.
+        tilt: R/β of the particles, [particles, contexts], nats.
+
+    Raises:
+        EngineError: what rounding a twist leaves is no longer small beside the rewards.
+    """
+    largest = float(twists.max())
+    rounding = largest * float(np.finfo(np.float32).eps)
+    scale = float(np.abs(np.where(np.isfinite(tilt), tilt, 0.0)).max())
+    if rounding > _NATS_LOST * max(1.0, _SHARE_LOST * scale):
+        raise EngineError(
+            f"the twist reaches {largest:.3g} nats, and single precision rounds it by {rounding:.2g} of them, where "
+            f"rewards / beta reach {scale:.3g}; return values no larger than what is still to come"
         )
 
 
@@ -354,7 +384,7 @@ def _run(
 
         along = weight((*steps.before, *steps.inside))
         # The last twist stood for what comes behind the scan; now that is known.
-        weights = run.log_z + run.log_weights - run.twisted + weight(steps.after)
+        weights = run.log_z + run.log_weights - finite_twist(run.twisted) + weight(steps.after)
         possible = jnp.isfinite(along) & jnp.isfinite(run.log_weights)
         # Single precision: along time the terms are added in another order than in the whole program.
         off = jnp.where(possible, jnp.abs(along - run.total), 0.0)

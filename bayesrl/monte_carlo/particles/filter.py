@@ -15,7 +15,7 @@ from bayesrl.core.draws import Draws
 from bayesrl.exact.grid import Axis, decode_assignment, num_assignments
 from bayesrl.monte_carlo.particles.resampling import Scheme, ancestors, effective_size, gather, lineages, log_mean
 from bayesrl.monte_carlo.particles.time_steps import Carries, TimeSteps
-from bayesrl.monte_carlo.particles.twists import Axes, Twist, by_context
+from bayesrl.monte_carlo.particles.twists import Axes, Twist, by_context, finite_twist, size_of_twist
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -55,7 +55,7 @@ class FilterRun(NamedTuple):
         log_z: log of the factors that earlier resampling divided out, [contexts], nats.
         total: log π₀/q + R/β + log p(y|x) of each path, as weighed along time, [particles, contexts], nats.
         twisted: the last twist, [particles, contexts], nats.
-        twists: sum of the twists over particles, [1 + steps, contexts], nats; nan shows a twist that is nan.
+        twists: mean |twist| over particles, [1 + steps, contexts], nats; nan shows a twist that is nan.
         sizes: effective number of particles after each step, [1 + steps, contexts].
     """
 
@@ -148,7 +148,7 @@ def run_filter(
         past = {k: lax.dynamic_update_slice_in_dim(x, move.sites[k].astype(x.dtype), t, 1) for k, x in past.items()}
         log_weights = log_weights + move.increment
         new = _Particles(before, move.carries, log_weights, total + move.gain, move.twisted, joint + move.joint, past)
-        return (new, log_z), (parents, move.sites, size, move.twisted.sum(0))
+        return (new, log_z), (parents, move.sites, size, size_of_twist(move.twisted))
 
     first = (start, jnp.zeros(contexts))
     (last, log_z), (parents, inside, sizes, twists) = lax.scan(advance, first, jnp.arange(steps.length))
@@ -156,7 +156,7 @@ def run_filter(
     lines, _ = lineages(parents)  # sites before the scan moved along with their particles
     paths = jax.vmap(filter_.inherit_sites)(inside, lines)
     sites = last.before | {name: jnp.moveaxis(value[:, :, 0], 0, 1) for name, value in paths.items()}
-    twists = jnp.concatenate([start.twisted.sum(0)[None], twists])
+    twists = jnp.concatenate([size_of_twist(start.twisted)[None], twists])
     sizes = jnp.concatenate([sizes, effective_size(last.log_weights)[None]])
     return FilterRun(sites, last.log_weights, log_z, last.total, last.twisted, twists, sizes)
 
@@ -210,7 +210,9 @@ class _Filter:
         gain = self._gain(draws, (self.num,))
         later = self._value(t, carries.policy, before, (self.num,))
         # Twists telescope: each part adds its own and takes back the one before.
-        return _Move(draws.sites, carries, gain, gain + later - twisted, later, self._joint(draws, (self.num,)))
+        return _Move(
+            draws.sites, carries, gain, gain + later - finite_twist(twisted), later, self._joint(draws, (self.num,))
+        )
 
     def _best(
         self,
@@ -248,7 +250,12 @@ class _Filter:
         # The weight is the sum over all values, whichever was chosen, so the choice adds no noise to it.
         picked = self._map_carries(self._pick, carries, chosen)
         return _Move(
-            sites, picked, of_chosen(gain), best - twisted, of_chosen(later), of_chosen(self._joint(draws, lead))
+            sites,
+            picked,
+            of_chosen(gain),
+            best - finite_twist(twisted),
+            of_chosen(later),
+            of_chosen(self._joint(draws, lead)),
         )
 
     def _masked_mass(self, draws: Draws, axes: tuple[Axis, ...]) -> Array:

@@ -79,6 +79,17 @@ def refuse_peeking(programs: Programs, function: Callable[..., Any]) -> None:
         )
 
 
+def size_of_twist(twisted: Array) -> Array:
+    """Return the mean |twist| of particles [particles, ...], 0 for −inf; nan or inf if one is."""
+    # A mean, because XLA's greatest value of numbers and nan need not be nan.
+    return jnp.where(twisted == -jnp.inf, 0.0, jnp.abs(twisted)).mean(0)
+
+
+def finite_twist(twist: Array) -> Array:
+    """Put 0 for −inf, before a twist is taken back: it has left no weight, and −inf − −inf would be nan."""
+    return jnp.where(twist == -jnp.inf, 0.0, twist)
+
+
 class UserTwist:
     """A function of (step, carry) as a twist, checked for the shape of its values.
 
@@ -92,7 +103,7 @@ class UserTwist:
 
     def __call__(self, step: Array, carry: Any, before: Mapping[str, Array]) -> Array:
         """Return the value, [*contexts]."""
-        value = jnp.asarray(self.function(step, carry))
+        value = self._read(step, carry)
         if value.shape != self.shape:
             raise EngineError(
                 f"the twist returned shape {value.shape}; return one value for each context, of shape {self.shape}"
@@ -100,6 +111,17 @@ class UserTwist:
         if self.length is None:
             return value
         return jnp.where(step == self.length - 1, 0.0, value)
+
+    def _read(self, step: Array, carry: Any) -> Array:
+        try:
+            value = jnp.asarray(self.function(step, carry))
+        except Exception as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            raise EngineError(
+                f"the twist could not be run: {told}; it gets (step, carry), the number of the step just taken and the "
+                "carry of the scan after it, and returns one number for each context"
+            ) from error
+        return value
 
 
 class ExactTwist:
