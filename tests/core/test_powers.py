@@ -42,6 +42,15 @@ def test_categorical(alpha: float) -> None:
     assert abs(exact.log_evidence.mean - np.log(powers.sum())) < 1e-6
 
 
+def test_particles_move_over_what_is_impossible() -> None:
+    """Gibbs moves try every value; log Z within 5 standard errors (2e-4 false alarms)."""
+    policy = bayesrl.power(word, 0.5)
+    found = bayesrl.smc(jax.random.key(0), policy, beta=policy.beta, num_particles=64, moves=["gibbs"])
+    assert found.log_evidence is not None
+    assert abs(found.log_evidence.mean - np.log((PROBS**0.5).sum())) < 5 * found.log_evidence.se + 1e-5
+    assert (np.asarray(found.sites["x"])[np.exp(found.log_weights) > 0] != 3).all()
+
+
 @pytest.mark.parametrize("alpha", [0.5, 4.0])
 def test_a_fit_where_a_value_is_impossible(alpha: float) -> None:
     policy = bayesrl.power(word, alpha)

@@ -145,7 +145,7 @@ def test_continuous_rewards_reach_the_bound() -> None:
     found = best_of(jax.random.key(2), gaussian, n=3, num_samples=3000)
     assert found.sites["x"].shape == (3000,)
     assert abs(found.reward.mean - 1.5 / np.sqrt(np.pi)) < 4.5 * found.reward.se
-    assert abs(found.kl.mean - found.kl_bound) < 1e-3
+    assert found.kl_bound - 1e-3 < found.kl.mean <= found.kl_bound
     # Exact draws of their own, whose standard deviation is .748: within 4.5 standard errors (7e-6).
     assert abs(np.mean(found.sites["x"]) - 1.5 / np.sqrt(np.pi)) < 4.5 * 0.748 / np.sqrt(3000)
 

@@ -185,3 +185,18 @@ def test_refusals() -> None:
         importance(key, mini_batch, beta=1.0)
     with pytest.raises(EngineError, match="num_samples=1"):
         importance(key, count, beta=1.0, num_samples=1)
+
+
+def test_rewards_beyond_all_precision_leave_averages_right() -> None:
+    """Two of three arms earn 1e30: E[R] is that, and KL log 3/2; within 5 standard errors, as in enumeration."""
+
+    def rich() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        reward("payoff", 1e30 * jnp.minimum(arm, 1))
+
+    found = importance(jax.random.key(0), rich, beta=1.0, num_samples=1000).estimates
+    exact = enumerate_posterior(rich, beta=1.0)
+    np.testing.assert_allclose(found.reward.mean, 1e30, rtol=1e-6)
+    np.testing.assert_allclose(exact.estimates.reward.mean, 1e30, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(exact.log_weights), [0.0, 0.5, 0.5], atol=1e-9)
+    assert abs(found.kl.mean - np.log(1.5)) < 5 * found.kl.se

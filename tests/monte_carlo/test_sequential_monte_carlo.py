@@ -214,6 +214,15 @@ def mixing(payoff: Array) -> None:
             EngineError,
             r"twist is nan after step 3 in context 'walker'\[0\]",
         ),
+        (cities, {"twist": lambda step, carry: jnp.inf * jnp.ones(3)}, EngineError, "twist is inf after step -1"),
+        (cities, {"twist": lambda step, carry: -1e30 * jnp.ones(3)}, EngineError, "single precision rounds it by"),
+        (
+            cities,
+            {"twist": lambda step: jnp.zeros(3)},
+            EngineError,
+            r"twist could not be run: .* it gets \(step, carry\)",
+        ),
+        (cities, {"twist": lambda step, carry: None}, EngineError, "twist could not be run"),
         (cities, {"twist": "reward"}, EngineError, "reward of a text"),
         (cities, {"twist": 3.0}, EngineError, "'exact'"),
         (cities, {"schedule": [1.0, 0.7]}, EngineError, "ends at temperature 0.7"),
@@ -229,6 +238,30 @@ def mixing(payoff: Array) -> None:
 def test_bad_input_is_named(policy: Callable[..., Any], options: dict[str, Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         smc(jax.random.key(0), policy, PAYOFF, beta=0.4, **options)
+
+
+def steep() -> None:
+    """A walk that must not fall below −1."""
+
+    def step(x: Array, _: Any) -> tuple[Array, None]:
+        x = x + numpyro.sample("move", dist.Normal(0.0, 1.0))
+        reward("height", jnp.where(x < -1, -jnp.inf, 0.1 * x))
+        return x, None
+
+    scan(step, jnp.zeros(()), None, length=3)
+
+
+def test_a_twist_of_minus_infinity_ends_a_path() -> None:
+    """It says what the reward says too, so that nothing changes: within 5 standard errors of the difference."""
+    options: dict[str, Any] = {"beta": 1.0, "num_particles": 256, "num_replications": 32}
+    plain = smc(jax.random.key(0), steep, **options).log_evidence
+    found = smc(
+        jax.random.key(1), steep, twist=lambda step, x: jnp.where(x < -1, -jnp.inf, 0.1 * x), **options
+    ).log_evidence
+    assert plain is not None
+    assert found is not None
+    assert abs(plain.mean - found.mean) < 5 * np.hypot(plain.se, found.se)
+    assert found.se < 0.05
 
 
 def test_programs_that_particles_cannot_take() -> None:
