@@ -286,11 +286,8 @@ class power(IntoScans):  # noqa: N801  (a handler, spelled like NumPyro's)
         # A reward must have exactly the shape of its plates.
         total = log_prob.sum(others, keepdims=True)
         total = total.reshape(total.shape[total.ndim - depth :])
-        if self.alpha < 1:
-            # What π₀ never draws is impossible under its powers too.
-            total = jnp.where(total == -jnp.inf, -jnp.inf, -total)
         with SiteHooks(self._sign):
-            reward(f"{msg['name']}_log_prob", total)
+            reward(f"{msg['name']}_log_prob", total if self.alpha > 1 else -total)
 
     def _sign(self, msg: dict[str, Any]) -> None:
         msg["infer"] = {**msg["infer"], _MADE_BY: id(self)}

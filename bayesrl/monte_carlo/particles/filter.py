@@ -236,7 +236,8 @@ class _Filter:
         gain = self._gain(draws, lead)
         tried = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), before) if given else draws.sites
         later = self._value(t, carries.policy, tried, lead)
-        scores = prior + gain + later
+        # What the prior never draws stays impossible, even where its reward is inf or nan.
+        scores = jnp.where(prior == -jnp.inf, -jnp.inf, prior + gain + later)
         best = logsumexp(scores, axis=0)
         # Where no value is possible the weight is 0, and any choice serves.
         chosen = jax.random.categorical(key, jnp.where(jnp.isfinite(best), scores, prior), axis=0)

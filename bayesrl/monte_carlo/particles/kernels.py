@@ -169,7 +169,8 @@ def gibbs(key: PRNGKey, target: Target, sites: tuple[FiniteSite, ...], particles
                 return jax.vmap(one)(values)
 
             log_q, w = jax.vmap(tried)(particles.sites, element)  # [particles, values, contexts]
-            scores = log_q + power * w
+            # What q never draws stays impossible, even where its reward is inf or nan.
+            scores = jnp.where(log_q == -jnp.inf, -jnp.inf, log_q + power * w)
             # A particle without a possible value keeps its own: there is no conditional law to draw from.
             present = jnp.where(jnp.isfinite(scores).any(1, keepdims=True), scores, 0.0)
             index = jax.random.categorical(fold_in(own_key, 1), present, axis=1)  # [particles, contexts]
