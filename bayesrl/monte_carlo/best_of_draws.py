@@ -298,9 +298,9 @@ def _from_draws(key: PRNGKey, program: Programs, n: np.ndarray, num_samples: int
     sites = [jax.tree.map(lambda *parts: np.concatenate(parts), *lane) for lane in zip(*chosen, strict=True)]
     found = []
     for k in n.reshape(-1).tolist():
-        reward, kl = estimated_law(ranks, k)
+        mean, kl = estimated_law(ranks, k)
         # Where no rewards are equal KL is at its bound, and the estimate a little above.
-        found.append((reward, InfluenceEstimate(np.minimum(kl.mean, best_of_n_kl_bound(np.asarray(k))), kl.influence)))
+        found.append((mean, InfluenceEstimate(np.minimum(kl.mean, best_of_n_kl_bound(np.asarray(k))), kl.influence)))
     # The pool stands for the prior: each of its draws has the same mass.
     return _result(program, n, sites, found, (np.full_like(rewards, -np.log(pooled)), rewards), {})
 
