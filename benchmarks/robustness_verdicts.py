@@ -81,7 +81,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
     (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.init\.dtype", "own", {"None"}),
     (r".*\.(keep|config|generation|adapter|special_map|made_of)", "settings", {"{}", "{'a': 1}"}),
-    (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options)", "container", {"{}"}),
+    (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options|engines)", "container", {"{}"}),
     (r".*\.(texts|prompts|room_for|labels|names|action_names)", "container",
      {"[]", "()", "['a']", "array []", "array of texts"}),
     (r".*\.(args|held_out|sections|parts|rows|windowed|unturned|enumerated|chosen)", "container",

@@ -191,14 +191,16 @@ def _ways(
             told = error
             continue
         spread = log_z.std(0, ddof=1)
-        runs.append((float((log_z.mean(0) - spread).mean()), float(spread.max()), i, engine))
+        # Contexts average their noise away, as long as none of them is too noisy to be trusted.
+        noise = max(float(np.sqrt((spread**2).mean())), float(spread.max()) * _PILOT_SPREAD / _SPREAD)
+        runs.append((float((log_z.mean(0) - spread).mean()), noise, i, engine))
     if not runs:
         raise told
     ways = []
-    for _, widest, i, engine in sorted(runs, key=lambda run: run[:3], reverse=True)[:2]:
+    for _, noise, i, engine in sorted(runs, key=lambda run: run[:3], reverse=True)[:2]:
         own = num
-        if widest > _PILOT_SPREAD and between[1] > num:
-            own = int(min(between[1], num * 4 ** math.ceil(math.log(widest / _PILOT_SPREAD, 2))))
+        if noise > _PILOT_SPREAD and between[1] > num:
+            own = int(min(between[1], num * 4 ** math.ceil(math.log(noise / _PILOT_SPREAD, 2))))
         ways.append((engine, num) if own == num and not texts else (make(i, own, num_runs), own))
     return ways
 

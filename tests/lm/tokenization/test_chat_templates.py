@@ -229,7 +229,7 @@ def test_token_ids_of_any_lengths_keep_their_tokenizer(ids: Any) -> None:
     assert [row["prompt"] for row in asked.examples] == ["cde", "f"]
     assert lm.encode_prompts(ids).mask.tolist() == asked.mask.tolist()
     # Rewards read texts, as of prompts that are texts.
-    lm.policy(model(tokenizer), ids, reward=len, max_new_tokens=1)
+    lm.policy(model(tokenizer), ids, reward=lambda text, example: 1.0 * len(text), max_new_tokens=1)
 
 
 def test_an_array_of_tokens_keeps_its_tokenizer() -> None:
