@@ -28,7 +28,7 @@ from scipy.special import logsumexp
 import bayesrl
 from bayesrl.diagnostics.diagnosed_fit import full_data_fit
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
-from bayesrl.diagnostics.evidence.result import _divergence_text
+from bayesrl.display.formatting import format_distance
 from bayesrl.exact.evaluation import evaluate_exactly
 from bayesrl.guides import AutoTilt
 from bayesrl.objectives import ReverseKL
@@ -373,4 +373,4 @@ def test_data_on_a_line_have_a_marginal_with_an_error() -> None:
 )
 def test_a_distance_that_rests_on_worthless_weights_is_not_told(ends: tuple[float, ...], told: str) -> None:
     """Weights worth 2 draws gave KL(p*‖q) as 7.1 ± 1.1 where only ends are known."""
-    assert _divergence_text(Interval(*map(np.asarray, (8.06, 0.5, *ends)))) == told
+    assert format_distance(Interval(*map(np.asarray, (8.06, 0.5, *ends)))) == told
