@@ -1,6 +1,6 @@
 """Preferences: judgements of people as data, and posteriors over the rewards behind them."""
 
-from bayesrl.preferences.comparison_models import bradley_terry, plackett_luce, thurstone
+from bayesrl.preferences.comparison_models import bradley_terry, gaussian_ratings, plackett_luce, thurstone
 from bayesrl.preferences.inference import infer
 from bayesrl.preferences.records.preference_data import PreferenceData
 from bayesrl.preferences.records.record_reading import read
@@ -12,6 +12,7 @@ __all__ = [
     "RewardPosterior",
     "TextScores",
     "bradley_terry",
+    "gaussian_ratings",
     "infer",
     "plackett_luce",
     "read",

@@ -1,4 +1,4 @@
-"""Models of preference as NumPyro programs: Bradley–Terry, Thurstone, Plackett–Luce."""
+"""Models of preference as NumPyro programs: Bradley–Terry, Thurstone, Plackett–Luce, and ratings."""
 
 import warnings
 from typing import Annotated, Any, Literal
@@ -145,6 +145,7 @@ def plackett_luce(
     *,
     features: Features = None,
     scale: Positive = 1.0,
+    ties: Literal["davidson_luce"] | None = None,
     annotators: bool = False,
     length: bool = False,
     batch_size: Count | None = None,
@@ -152,9 +153,11 @@ def plackett_luce(
     """Make Plackett and Luce's model of rankings: the best is chosen ∝ exp(s / τ), then the next among the others.
 
     Args:
-        data: rankings of two items or more, or pairs; without ties.
+        data: rankings of two items or more, or pairs.
         features: of the items, [items, features], or `TextScores(model)`; None gives each item a free score.
         scale: prior standard deviation of scores, or of weights.
+        ties: "davidson_luce": a set T of the items left is best ∝ δ_|T|·exp(mean of s / τ over T), with δ₁ = 1 and
+            log δ_k the site `tie`, [most that tie − 1], N(0, 1). Data with ties need it; pairs then have Davidson's.
         annotators: whether each annotator has a temperature τ.
         length: whether the logarithm of the text's length counts.
         batch_size: rows a step of `fit` sees; by default all.
@@ -163,7 +166,7 @@ def plackett_luce(
         The program, with the sites of `bradley_terry`; `outcome` holds ranks, [rows, places].
 
     Raises:
-        PreferenceError: the data are labels or have ties; an option needs what the data lack.
+        PreferenceError: the data are labels, or have ties and `ties` is None; an option needs what the data lack.
 
     Example:
         >>> from bayesrl import preferences
@@ -172,10 +175,55 @@ def plackett_luce(
         plackett_luce(2 rankings, 3 items)
 
     References:
-        Plackett (1975), "The analysis of permutations"; Luce (1959), "Individual choice behavior".
+        Plackett (1975), "The analysis of permutations"; Luce (1959), "Individual choice behavior"; Firth, Kosmidis &
+        Turner (2019), "Davidson–Luce model for multi-item choice with ties".
     """
-    options: dict[str, Any] = {"annotators": annotators, "length": length, "batch_size": batch_size}
+    options: dict[str, Any] = {"ties": ties, "annotators": annotators, "length": length, "batch_size": batch_size}
     return _made("plackett_luce", data, features, scale, **options)
+
+
+@checked(PreferenceError)
+def gaussian_ratings(
+    data: PreferenceData,
+    *,
+    features: Features = None,
+    scale: Positive = 1.0,
+    noise: Positive = 1.0,
+    length: bool = False,
+    batch_size: Count | None = None,
+) -> PreferenceModel:
+    """Make a model of ratings: a rating is N(offset + s_i + length · ℓ_i, noise²).
+
+    It is linear and normal, so that `infer(..., method="conjugate")` is exact, its evidence too.
+
+    Sites: those of `bradley_terry`, and `offset`, N(0, 10²); `outcome` [rows] is observed.
+
+    Args:
+        data: ratings: records with `completion` and `score`, or `PreferenceData.of_ratings`.
+        features: of the items, [items, features], or `TextScores(model)`; None gives each item a free score.
+        scale: prior standard deviation of scores, or of weights, in units of the ratings.
+        noise: standard deviation of a rating around its score.
+        length: whether the logarithm of the text's length counts.
+        batch_size: rows a step of `fit` sees; by default all.
+
+    Returns:
+        The program.
+
+    Raises:
+        PreferenceError: the data are no ratings; an option needs what the data lack.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import preferences
+        >>> data = preferences.PreferenceData.of_ratings([0, 0, 1], [4, 5, 2])
+        >>> posterior = preferences.infer(jax.random.key(0), preferences.gaussian_ratings(data), method="conjugate")
+        >>> bool(posterior.mean.mean[0] > posterior.mean.mean[1])
+        True
+
+    References:
+        Bishop (2006), "Pattern recognition and machine learning", equations 3.49 to 3.51.
+    """
+    return _made("gaussian_ratings", data, features, scale, noise=noise, length=length, batch_size=batch_size)
 
 
 def _made(
@@ -189,6 +237,7 @@ def _made(
     position: bool = False,
     length: bool = False,
     batch_size: int | None = None,
+    noise: float = 1.0,
 ) -> PreferenceModel:
     if not len(data):
         raise PreferenceError("the data have no rows; pass at least one judgement")
@@ -201,15 +250,19 @@ def _made(
     if annotators:
         _check_annotators(data)
     lengths = _standard_lengths(data) if length else None
-    made = PreferenceModel(data, scores, name, ties, annotators, position, lengths, batch_size)
+    most = max(2, data.most_tied)
+    made = PreferenceModel(data, scores, name, ties, annotators, position, lengths, batch_size, most, noise)
     check_outcomes(made)
     return made
 
 
 def _check_kind(name: str, data: PreferenceData, *, ties: Any, position: bool) -> None:
+    if (name == "gaussian_ratings") != (data.kind == "ratings"):
+        remedy = "use gaussian_ratings" if data.kind == "ratings" else "use bradley_terry, thurstone or plackett_luce"
+        raise PreferenceError(f"{name} got {data.kind}; {remedy}")
     if name == "plackett_luce" and data.kind == "labels":
         raise PreferenceError("plackett_luce got labels, which rank nothing; use bradley_terry or thurstone")
-    if name != "plackett_luce" and data.kind == "rankings":
+    if name in ("bradley_terry", "thurstone") and data.kind == "rankings":
         raise PreferenceError(f"{name} got rankings; use plackett_luce, or {name}(data.as_pairs(), ...)")
     if data.kind == "labels" and (ties is not None or position):
         option = "ties" if ties is not None else "position"

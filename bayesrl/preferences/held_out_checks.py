@@ -38,7 +38,7 @@ class CalibrationCurve(NamedTuple):
 
 def log_likelihoods(model: PreferenceModel, draws: Mapping[str, Any]) -> np.ndarray:
     """Return log P(outcome | θ) of every row for every draw, [draws, rows], nats."""
-    rows, seen = as_whole(np.arange(len(model.data))), as_whole(model.observed)
+    rows, seen = as_whole(np.arange(len(model.data))), model.outcomes
 
     def score(sites: Mapping[str, Array], seen: Array) -> Array:
         return model.outcome_given(sites, rows).log_prob(seen)
@@ -60,7 +60,16 @@ def calibration_curve(model: PreferenceModel, draws: Mapping[str, Any], bins: in
     The event is that a label is good, or that the first of a pair won: the one shown first, or else the item with the
     lesser number, since chosen items always come first. Rankings are broken into pairs. A tie counts as half.
     """
-    model = replace(model, data=model.data.as_pairs(), name="bradley_terry") if model.data.kind == "rankings" else model
+    if model.data.kind == "ratings":
+        raise PreferenceError("ratings are numbers and no events; use log_score, or predictive_p_values")
+    if model.ties == "davidson_luce" and model.data.ranks.shape[1] > 2:
+        raise PreferenceError(
+            "pairs of a ranking with ties have no chances of their own under Davidson and Luce; use log_score, or "
+            "predictive_p_values"
+        )
+    if model.name == "plackett_luce":
+        pairs = model.data.as_pairs() if model.data.kind == "rankings" else model.data
+        model = replace(model, data=pairs, name="bradley_terry", ties=model.ties and "davidson")
     if len(model.data) < bins:
         raise PreferenceError(f"bins={bins} for {len(model.data)} judgements; use fewer bins")
     rows = as_whole(np.arange(len(model.data)))
@@ -89,13 +98,13 @@ def predictive_p_values_of(key: PRNGKey, model: PreferenceModel, draws: Mapping[
 
     T is the log-likelihood, the spread of the items' shares of wins, and the number of ties where the model has them.
     """
-    rows, seen, members = (as_whole(part) for part in (np.arange(len(model.data)), model.observed, model.data.members))
+    rows, seen, members = as_whole(np.arange(len(model.data))), model.outcomes, as_whole(model.data.members)
 
     def statistics(outcome: Any, values: Array) -> Array:
         wins = _wins(model, values, members)
         played = jnp.maximum(_wins(model, None, members), 1.0)
         told = [outcome.log_prob(values).sum(), jnp.std(wins / played)]
-        return jnp.stack([*told, (values == TIE).sum()] if model.ties is not None else told)
+        return jnp.stack([*told, _num_ties(model, values)] if model.ties is not None else told)
 
     def replicate(key: PRNGKey, sites: Mapping[str, Array], seen: Array) -> tuple[Array, Array]:
         outcome = model.outcome_given(sites, rows)
@@ -110,14 +119,23 @@ def predictive_p_values_of(key: PRNGKey, model: PreferenceModel, draws: Mapping[
     return dict(zip(names, map(float, share), strict=False))
 
 
+def _num_ties(model: PreferenceModel, values: Array) -> Array:
+    """Count the pairs of items that share a place."""
+    if model.name != "plackett_luce":
+        return (values == TIE).sum()
+    same = (values[:, None, :] == values[:, :, None]) & (values >= 0)[:, None, :]
+    return (same.sum((1, 2)) - (values >= 0).sum(1)).sum() // 2
+
+
 def _wins(model: PreferenceModel, values: Array | None, members: Array) -> Array:
     """Count for each item the others that it was preferred to, or with no outcomes those that it was judged with."""
     present = members >= 0
     if values is None:
         won = jnp.where(present, jnp.maximum(present.sum(-1, keepdims=True) - 1, 1), 0)
     elif model.name == "plackett_luce":
-        won = jnp.where(present, present.sum(-1, keepdims=True) - 1 - values, 0)
-    elif model.data.kind == "labels":
+        lower = values[:, None, :] > values[:, :, None]
+        won = jnp.where(present, (lower & present[:, None, :]).sum(-1), 0)
+    elif model.data.kind in ("labels", "ratings"):
         won = values[:, None]
     else:
         first = jnp.where(values == TIE, 0.5, jnp.where(values == FIRST, 1.0, 0.0))

@@ -12,6 +12,7 @@ from bayesrl.compilation.random_keys import fold_in
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
 from bayesrl.errors import PreferenceError
 from bayesrl.preferences.engines.cone_quadrature import check_axes, integrate
+from bayesrl.preferences.engines.conjugate_normal import normal_posterior
 from bayesrl.preferences.engines.gaussian_guide import gaussian_guide, gaussian_of
 from bayesrl.preferences.engines.gibbs_sampling import gibbs_chains
 from bayesrl.preferences.engines.laplace_approximation import (
@@ -30,7 +31,7 @@ from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.fitting import fit
 from bayesrl.typing import PRNGKey
 
-type InferenceMethod = Literal["laplace", "nuts", "gibbs", "fit", "quadrature"]
+type InferenceMethod = Literal["laplace", "nuts", "gibbs", "fit", "quadrature", "conjugate"]
 
 _CHAINS = ("nuts", "gibbs")
 _WEIGHED = 2000
@@ -60,10 +61,11 @@ def infer(
 
     Args:
         key: consumed whole.
-        model: made by `bradley_terry`, `thurstone` or `plackett_luce`.
+        model: made by `bradley_terry`, `thurstone`, `plackett_luce` or `gaussian_ratings`.
         method: "laplace", N(mode, −Hessian⁻¹) by Newton's method, with its error by weighted draws; "nuts"; "gibbs", by
             conjugate updates given Pólya–Gamma variables (Bradley–Terry) or impressions (Thurstone); "fit",
-            `bayesrl.fit` with a full-rank normal guide; or "quadrature", exact, for at most four latent numbers.
+            `bayesrl.fit` with a full-rank normal guide; "quadrature", exact, for at most four latent numbers; or
+            "conjugate", exact, for `gaussian_ratings`. Pairs, labels and rankings have no conjugate prior.
         num_samples: draws to keep, of all chains together.
         num_warmup: steps of each chain that are thrown away.
         num_chains: chains of NUTS, or of Gibbs sampling.
@@ -100,6 +102,10 @@ def infer(
         return _of_chains(density.model, method, density, rng, chains)
     if method == "fit":
         return _by_fit(key, model, rng, num_samples, num_steps)
+    if method == "conjugate":
+        exactly, log_evidence = normal_posterior(density)
+        draws = density.split(exactly.draw(rng, num_samples))
+        return RewardPosterior(model, method, draws, exactly, _exactly(log_evidence), _exactly(0.0))
     if method == "quadrature":
         check_axes(density)
     gaussian, own_evidence = laplace(density)

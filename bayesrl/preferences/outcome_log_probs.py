@@ -1,5 +1,6 @@
 """Log-probabilities of outcomes given the difference of two scores, and the distribution of rankings."""
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ from numpyro.distributions.util import validate_sample
 
 from bayesrl.typing import PRNGKey
 
-type Ties = Literal["davidson", "rao_kupper", "glenn_david"]
+type Ties = Literal["davidson", "rao_kupper", "glenn_david", "davidson_luce"]
 
 FIRST, SECOND, TIE = 0, 1, 2
 """Outcomes of a pair."""
@@ -61,6 +62,101 @@ def _log_between(low: Array, high: Array) -> Array:
     # The least difference that floats can tell keeps the gradient finite.
     ratio = jnp.minimum(log_ndtr(a) - upper, -jnp.finfo(upper.dtype).tiny)
     return upper + jnp.log(-jnp.expm1(ratio))
+
+
+class DavidsonLuceRanks(dist.Distribution):
+    """Ranks with ties under Davidson and Luce: of the items left, a set T is best ∝ δ_|T|·exp(mean score of T).
+
+    δ₁ = 1; without larger sets it is Plackett and Luce's law, and for two items Davidson's.
+
+    Args:
+        scores: [*batch, places].
+        present: which places hold an item, [*batch, places].
+        log_delta: of sets of 2, …, D items, [D − 1]; larger ones never tie.
+
+    References:
+        Firth, Kosmidis & Turner (2019), "Davidson–Luce model for multi-item choice with ties", equation 3.
+    """
+
+    arg_constraints = {"scores": constraints.real_vector}  # noqa: RUF012  (NumPyro's own form)
+    support = constraints.independent(constraints.integer_greater_than(-2), 1)
+    pytree_data_fields = ("present", "log_delta")
+
+    def __init__(self, scores: Array, present: Array, log_delta: Array, *, validate_args: bool | None = None) -> None:
+        self.scores, self.present, self.log_delta = scores, present, log_delta
+        super().__init__(jnp.shape(scores)[:-1], jnp.shape(scores)[-1:], validate_args=validate_args)
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw ranks, 0 for the best, equal for ties, −1 where there is no item."""
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        scores, present = (jnp.broadcast_to(x, shape).reshape(-1, shape[-1]) for x in (self.scores, self.present))
+        drawn = jax.vmap(partial(_draw_with_ties, self.log_delta))(jax.random.split(key, len(scores)), scores, present)
+        return drawn.reshape(shape)
+
+    @validate_sample  # type: ignore[untyped-decorator]
+    def log_prob(self, value: Any) -> Array:
+        """Return Σ over places of log P(the set that shares it | the items left)."""
+        places = jnp.arange(value.shape[-1])[:, None]
+        left = self.present[..., None, :] & (value[..., None, :] >= places)  # [..., place, item]
+        tied = left & (value[..., None, :] == places)
+        scores = self.scores[..., None, :]
+        size = tied.sum(-1)
+        mean = jnp.where(tied, scores, 0.0).sum(-1) / jnp.maximum(size, 1)
+        log_delta = jnp.concatenate([jnp.zeros(2), self.log_delta])
+        own = mean + log_delta[jnp.minimum(size, len(log_delta) - 1)]
+        highest, weights = _weights_of_sets(scores, left, self.log_delta)
+        total = jnp.where(left.any(-1), weights.sum(-1), 1.0)
+        chances = jnp.where(size >= len(log_delta), -jnp.inf, own - highest - jnp.log(total))
+        return jnp.where(size > 0, chances, 0.0).sum(-1)
+
+
+def _weights_of_sets(scores: Array, left: Array, log_delta: Array) -> tuple[Array, Array]:
+    """Return the highest score left, [...], and Σ δ_k·exp(mean score) over sets of k, relative to it, [..., D]."""
+    highest = jnp.where(left, scores, -jnp.inf).max(-1)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    sizes = jnp.arange(1, len(log_delta) + 2)
+    # Below 0, so that nothing overflows: the highest one alone has a weight of 1.
+    below = jnp.where(left, scores - highest[..., None], 0.0)[..., None, :]
+    single = jnp.where(left[..., None, :], jnp.exp(below / sizes[:, None]), 0.0)  # [..., D, items]
+    sums = _symmetric_sums(single, len(sizes))[0]
+    chosen = jnp.stack([sums[..., at, at + 1] for at in range(len(sizes))], -1)
+    return highest, chosen * jnp.exp(jnp.concatenate([jnp.zeros(1), log_delta]))
+
+
+def _symmetric_sums(weights: Array, most: int) -> tuple[Array, Array]:
+    """Return Σ Π w over sets of 0, …, `most` items, [..., most + 1], and over those behind each item, [items, ...]."""
+
+    def add(sums: Array, weight: Array) -> tuple[Array, Array]:
+        longer = jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
+        return sums + weight[..., None] * longer, sums
+
+    none = jnp.zeros((*weights.shape[:-1], most + 1)).at[..., 0].set(1.0)
+    return jax.lax.scan(add, none, jnp.moveaxis(weights, -1, 0), reverse=True)
+
+
+def _draw_with_ties(log_delta: Array, key: PRNGKey, scores: Array, present: Array) -> Array:
+    """Draw the ranks of one ranking, set by set, [places]."""
+    count, most = len(scores), len(log_delta) + 1
+
+    def place(carry: tuple[Array, Array], at: Array) -> tuple[tuple[Array, Array], None]:
+        left, ranks = carry
+        size_key, set_key = jax.random.split(jax.random.fold_in(key, at))
+        highest, weights = _weights_of_sets(scores, left, log_delta)
+        size = 1 + jax.random.categorical(size_key, jnp.log(weights))
+        single = jnp.where(left, jnp.exp(jnp.where(left, scores - highest, 0.0) / size), 0.0)
+        _, behind = _symmetric_sums(single, most)
+
+        def take(needed: Array, item: tuple[Array, ...]) -> tuple[Array, Array]:
+            uniform, weight, sums = item
+            with_it = weight * jnp.where(needed > 0, sums[needed - 1], 0.0)
+            taken = uniform * (with_it + sums[needed]) < with_it
+            return needed - taken, taken
+
+        _, best = jax.lax.scan(take, size, (jax.random.uniform(set_key, (count,)), single, behind))
+        return (left & ~best, jnp.where(best, at, ranks)), None
+
+    nobody = jnp.full(count, -1)
+    return jax.lax.scan(place, (present, nobody), jnp.arange(count))[0][1]
 
 
 class PlackettLuceRanks(dist.Distribution):

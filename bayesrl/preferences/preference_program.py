@@ -13,13 +13,23 @@ from jax import Array
 from bayesrl.arguments import checked
 from bayesrl.display.formatting import pluralize
 from bayesrl.errors import PreferenceError
-from bayesrl.preferences.outcome_log_probs import FIRST, SECOND, TIE, PlackettLuceRanks, Ties, log_probs_of_pairs
+from bayesrl.preferences.outcome_log_probs import (
+    FIRST,
+    SECOND,
+    TIE,
+    DavidsonLuceRanks,
+    PlackettLuceRanks,
+    Ties,
+    log_probs_of_pairs,
+)
 from bayesrl.preferences.records.preference_data import PreferenceData
 from bayesrl.preferences.score_models import LinearScores, ScoreModel, as_real, as_whole, check_features
 
 OUTCOME, TEMPERATURE = "outcome", "log_temperature"
 _ANNOTATOR_SCALE = 0.5
 """Prior standard deviation of an annotator's log-temperature."""
+_OFFSET_SCALE = 10.0
+"""Prior standard deviation of what all ratings have in common."""
 
 
 @checked(PreferenceError)
@@ -36,16 +46,20 @@ class PreferenceModel:
         position: whether being shown first counts.
         lengths: standardised lengths of the items, [items], if they count; else None.
         batch_size: rows a step sees; None means all.
+        most_tied: how many items may share a place under Davidson and Luce.
+        noise: standard deviation of a rating around its score.
     """
 
     data: PreferenceData
     score_model: ScoreModel
-    name: Literal["bradley_terry", "thurstone", "plackett_luce"]
+    name: Literal["bradley_terry", "thurstone", "plackett_luce", "gaussian_ratings"]
     ties: Ties | None = None
     annotators: bool = False
     position: bool = False
     lengths: np.ndarray | None = None
     batch_size: int | None = None
+    most_tied: int = 2
+    noise: float = 1.0
 
     def __call__(self) -> None:
         """Run as a program: Σ log P(outcome | scores) over the rows."""
@@ -56,22 +70,22 @@ class PreferenceModel:
         body = self.score_model.declare()
         size = self.batch_size if self.batch_size is not None and self.batch_size < len(self.data) else None
         with numpyro.plate("row", len(self.data), subsample_size=size) as index:
-            numpyro.sample(OUTCOME, self.outcome_given(sites, index, body), obs=as_whole(self.observed)[index])
+            numpyro.sample(OUTCOME, self.outcome_given(sites, index, body), obs=self.outcomes[index])
 
     @property
     def priors(self) -> dict[str, tuple[float, tuple[int, ...]]]:
         """Prior standard deviation, around 0, and shape of each latent site."""
-        effects = {
-            "threshold": self.data.kind == "labels",
-            "tie": self.ties is not None,
-            "position": self.position,
-            "length": self.lengths is not None,
+        several = (self.most_tied - 1,) if self.ties == "davidson_luce" else ()
+        effects: dict[str, tuple[bool, float, tuple[int, ...]]] = {
+            "threshold": (self.data.kind == "labels", 1.0, ()),
+            "offset": (self.data.kind == "ratings", _OFFSET_SCALE, ()),
+            "tie": (self.ties is not None, 1.0, several),
+            "position": (self.position, 1.0, ()),
+            "length": (self.lengths is not None, 1.0, ()),
+            TEMPERATURE: (self.annotators, _ANNOTATOR_SCALE, (len(self.data.annotators),)),
         }
-        priors: dict[str, tuple[float, tuple[int, ...]]] = {
-            self.score_model.site: (self.score_model.scale, (self.score_model.size,)),
-            **{name: (1.0, ()) for name, on in effects.items() if on},
-        }
-        return priors | ({TEMPERATURE: (_ANNOTATOR_SCALE, (len(self.data.annotators),))} if self.annotators else {})
+        priors = {self.score_model.site: (self.score_model.scale, (self.score_model.size,))}
+        return {**priors, **{name: (scale, shape) for name, (on, scale, shape) in effects.items() if on}}
 
     def outcome_given(self, sites: Mapping[str, Array], index: Any, body: Any = None) -> dist.Distribution:
         """Return the distribution of the outcomes of rows, by number, given the latent sites and what is trained."""
@@ -83,7 +97,10 @@ class PreferenceModel:
             assert self.data.annotator is not None
             scores = scores * jnp.exp(-sites[TEMPERATURE][as_whole(self.data.annotator)[index]])[:, None]
         if self.name == "plackett_luce":
-            return PlackettLuceRanks(scores, members >= 0)
+            given = () if self.ties is None else (sites["tie"],)
+            return (DavidsonLuceRanks if given else PlackettLuceRanks)(scores, members >= 0, *given)
+        if self.name == "gaussian_ratings":
+            return dist.Normal(scores[:, 0] + sites["offset"], self.noise)
         link = "logit" if self.name == "bradley_terry" else "probit"
         if self.data.kind == "labels":
             good = scores[:, 0] - sites["threshold"]
@@ -93,15 +110,24 @@ class PreferenceModel:
 
     @property
     def observed(self) -> np.ndarray:
-        """What was seen: ranks, labels, or outcomes of pairs, [rows, ...]."""
+        """What was seen: ranks, labels, ratings, or outcomes of pairs, [rows, ...]."""
         if self.name == "plackett_luce":
             return self.data.ranks
         if self.data.labels is not None:
             return self.data.labels
+        if self.data.ratings is not None:
+            return self.data.ratings
         return np.select([self.data.outcomes == 1, self.data.outcomes == 0], [FIRST, SECOND], TIE)
+
+    @property
+    def outcomes(self) -> Array:
+        """What was seen, for JAX."""
+        return as_real(self.observed) if self.data.kind == "ratings" else as_whole(self.observed)
 
     def with_data(self, data: PreferenceData, features: Any = None) -> "PreferenceModel":
         """Return the same model of other judgements, such as held-out ones.
+
+        Items are found again by their texts, so that the judgements may come from another file.
 
         Args:
             data: of the same kind.
@@ -115,6 +141,9 @@ class PreferenceModel:
                 f"the model is of {self.data.kind}, and the data are {data.kind}; pass data of one kind"
             )
         scores = self.score_model
+        if features is None and data.items != self.data.items:
+            renumbered = data.over_items(self.data.items)
+            data = data if renumbered is None else renumbered
         if features is not None:
             if not isinstance(scores, LinearScores):
                 raise PreferenceError("features= were given to a model without features; leave them out")
@@ -124,7 +153,7 @@ class PreferenceModel:
                     f"features have {table.shape[1]} columns, and the model {scores.features.shape[1]}"
                 )
             scores = replace(scores, features=table)
-        elif data.items is not self.data.items and data.items != self.data.items:
+        elif data.items != self.data.items:
             scores = scores.for_items(data.items)
         made = replace(self, data=data, score_model=scores, batch_size=None)
         if self.annotators and data.annotators != self.data.annotators:
@@ -152,12 +181,17 @@ class PreferenceModel:
 def check_outcomes(model: PreferenceModel) -> None:
     """Refuse ties where the model has no place for them."""
     count = model.data.num_ties
+    if model.ties == "davidson_luce" and model.data.most_tied > model.most_tied:
+        raise PreferenceError(
+            f"{model.data.most_tied} items share a place in these rankings, and the model knows ties of up to "
+            f"{model.most_tied}; make it from data with ties as large"
+        )
     if model.data.kind == "labels" or not count or model.ties is not None:
         return
     remedy = {
         "bradley_terry": "pass ties='davidson' or ties='rao_kupper'",
         "thurstone": "pass ties='glenn_david'",
-        "plackett_luce": "use bradley_terry(data.as_pairs(), ties='davidson')",
+        "plackett_luce": "pass ties='davidson_luce'",
     }[model.name]
     raise PreferenceError(f"{pluralize(count, 'row')} of {len(model.data)} tied, and the model has no ties; {remedy}")
 

@@ -22,7 +22,7 @@ from bayesrl.preferences.held_out_checks import (
     predictive_p_values_of,
 )
 from bayesrl.preferences.preference_program import PreferenceModel
-from bayesrl.preferences.records.preference_data import PreferenceData
+from bayesrl.preferences.records.preference_data import PreferenceData, numbers_among
 from bayesrl.preferences.records.record_formats import Item
 from bayesrl.preferences.score_models import LinearScores, as_whole, check_features
 from bayesrl.statistics.estimates import Estimate
@@ -81,16 +81,18 @@ class RewardPosterior(Displayable):
         return np.asarray(run(np.asarray(self.draws[own.site], np.float32)), float)
 
     def scores_of(self, items: Sequence[Item], *, features: FiniteNumbersOrNone = None) -> np.ndarray:
-        """Return draws of the scores of other items, [draw, item].
+        """Return draws of the scores of items, [draw, item], which may be others than the model's.
 
         Args:
-            items: records with `completion` and perhaps `prompt`.
+            items: records with `completion` and perhaps `prompt`; those of the model are found again by their texts.
             features: of them, [items, features], for a model that is linear in features.
 
         Raises:
             PreferenceError: the model has a free score for each of its own items, and none for others.
         """
-        own = self.model.score_model
+        own, known = self.model.score_model, numbers_among(self.model.data.items, items)
+        if features is None and (known >= 0).all():
+            return self.scores[:, known]
         empty = PreferenceData("labels", tuple(items), np.zeros((0, 1), int), np.zeros((0, 1), int))
         if isinstance(own, LinearScores) and features is not None:
             return np.asarray(self.draws[own.site] @ check_features(features, empty).T)

@@ -10,11 +10,13 @@ import numpy as np
 from jax import Array
 
 from bayesrl.errors import PreferenceError
-from bayesrl.preferences.records.preference_data import PreferenceData
+from bayesrl.preferences.records.preference_data import PreferenceData, name_of, numbers_among
 from bayesrl.preferences.records.record_formats import Item
 
 SCORE, WEIGHTS = "score", "weights"
 """Names of the latent sites."""
+
+_MOST_NAMED, _MOST_SHOWN = 3, 40
 
 
 class ScoreModel(abc.ABC):
@@ -68,11 +70,14 @@ class FreeScores(ScoreModel):
         return latent[items]
 
     def for_items(self, items: Sequence[Item]) -> "FreeScores":
-        """Return itself for its own items."""
-        if tuple(items) != self.items:
+        """Return itself for its own items, and refuse others by name."""
+        unknown = np.flatnonzero(numbers_among(self.items, items) < 0)
+        if unknown.size:
+            shown = ", ".join(repr(name_of(items[at])[:_MOST_SHOWN]) for at in unknown[:_MOST_NAMED])
             raise PreferenceError(
-                "other items have no score here: every item has a free score of its own; pass data with the same items "
-                "(PreferenceData.take keeps them), or give the model features="
+                f"other items have no score here: every item has a free score of its own, and {unknown.size} of "
+                f"{len(items)} are not among the model's ({shown}{', …' if unknown.size > _MOST_NAMED else ''}); leave "
+                "their rows out, or give the model features="
             )
         return self
 

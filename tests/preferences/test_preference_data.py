@@ -105,6 +105,10 @@ def test_labels_rankings_and_steps() -> None:
     assert rankings.ranks.tolist() == [[0, 1, 2], [1, 0, 1], [1, 0, 2], [0, 1, -1]]
     assert (rankings.members[3].tolist(), rankings.num_ties) == ([1, 0, -1], 1)
     assert told(read(rankings.records())) == told(rankings)
+    ratings = read([{"prompt": "a", "completion": "b", "score": value} for value in (4, "2.5")])
+    assert ratings.ratings is not None
+    assert (ratings.kind, ratings.num_items, ratings.ratings.tolist()) == ("ratings", 1, [4, 2.5])
+    assert read(ratings.records()).records() == ratings.records()
     steps = read([{"prompt": "2·3+1?", "completions": ["2·3=6", "6+1=8"], "labels": [True, False]}])
     assert steps.labels is not None
     assert [item["prompt"] for item in steps.items] == ["2·3+1?", "2·3+1?2·3=6\n"]
@@ -218,6 +222,8 @@ def test_bad_pairs_are_named_or_left_out(row: Any, message: str) -> None:
         ([{"completion": "a", "label": "yes"}], "label is 'yes'; labels are 0 or 1"),
         ([{"completion": "a", "label": None}], "label is missing"),
         ([{"completion": "", "label": 1}], "completion is empty"),
+        ([{"completion": "a", "score": "good"}], "score is 'good'; give a finite number"),
+        ([{"completion": "a", "score": None}], "score is missing"),
         ([{"first": "a", "second": "b", "outcome": 0.3}], "outcome is 0.3; labels are 0 or 1, 0.5 or 'tie' for a tie"),
         ([{"completions": ["a"]}], "has 1 of them, and a ranking needs two"),
         ([{"completions": ["a", "b", "a"]}], "completions 0 and 2 are equal: 'a'"),
@@ -273,6 +279,7 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: st
         (lambda: PreferenceData.of_rankings([[0, 1, 0]]), "name two items or more, each once"),
         (lambda: PreferenceData.of_rankings([[0]]), "name two items or more"),
         (lambda: PreferenceData.of_labels([0, 1], [0, 2]), "label must be 0 or 1"),
+        (lambda: PreferenceData.of_ratings([0, 1], [3]), r"rating has shape \(1,\) for 2 items"),
         (lambda: PreferenceData.of_pairs([0], [1]).take([1]), "take got rows from 1 to 1"),
         (lambda: PreferenceData.of_pairs([0, 1], [1, 2]).take([0.5]), "take needs a list of whole numbers"),
     ],
@@ -283,4 +290,4 @@ def test_bad_arguments_are_refused(call: Any, message: str) -> None:
 
 
 def test_the_room_has_few_names() -> None:
-    assert len(preferences.__all__) <= 8
+    assert len(preferences.__all__) <= 9

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import log_expit
+from scipy.stats import multivariate_normal
 
 import bayesrl
 from bayesrl.errors import PreferenceError
-from bayesrl.preferences import PreferenceData, RewardPosterior, bradley_terry, infer, plackett_luce
+from bayesrl.preferences import PreferenceData, RewardPosterior, bradley_terry, gaussian_ratings, infer, plackett_luce
 from bayesrl.preferences.engines.gaussian_guide import gaussian_guide
 from bayesrl.preferences.preference_program import PreferenceModel
 
@@ -145,6 +146,39 @@ def test_predictive_p_values_see_a_wrong_model(normal: RewardPosterior) -> None:
     assert wrong.predictive_p_values(jax.random.key(7))["spread of wins"] > 0.95
 
 
+def test_ratings_have_a_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    features, item = rng.normal(size=(4, 2)), rng.integers(0, 4, 12)
+    ratings = 3 + features[item] @ [1.0, -0.5] + 0.7 * rng.normal(size=12)
+    data = PreferenceData.of_ratings(item, ratings, num_items=4)
+    model = gaussian_ratings(data, features=features, scale=2.0, noise=0.7)
+    found = infer(jax.random.key(0), model, method="conjugate", num_samples=2000)
+    # Without the closed form: y is normal, and so is (weights, offset) given y.
+    design = np.concatenate([features[item], np.ones((12, 1))], 1)
+    prior = np.diag([4.0, 4.0, 100.0])
+    cross = prior @ design.T
+    covariance = design @ cross + 0.49 * np.eye(12)
+    assert found.log_evidence is not None
+    assert found.gaussian is not None
+    wanted = multivariate_normal(cov=covariance).logpdf(ratings)
+    np.testing.assert_allclose((found.log_evidence.mean, found.log_evidence.se), (wanted, 0), rtol=1e-9)
+    np.testing.assert_allclose(found.gaussian.mean, cross @ np.linalg.solve(covariance, ratings), rtol=1e-8)
+    given = prior - cross @ np.linalg.solve(covariance, cross.T)
+    np.testing.assert_allclose(found.gaussian.covariance, given, rtol=1e-7)
+    # The program has the same density: that of Laplace, whose normal approximation is exact here.
+    normal = infer(jax.random.key(1), model)
+    np.testing.assert_allclose(normal.diagnostics["laplace_log_evidence"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(normal.mean.mean, found.mean.mean, rtol=1e-5)
+    assert np.isfinite(found.log_score(data.take([0, 1])).mean)
+    assert all(0 < p < 1 for p in found.predictive_p_values(jax.random.key(2)).values())
+    with pytest.raises(PreferenceError, match="ratings are numbers and no events"):
+        found.calibration_curve()
+    with pytest.raises(PreferenceError, match="use method='conjugate'"):
+        infer(jax.random.key(3), model, method="gibbs")
+    with pytest.raises(PreferenceError, match=r"takes gaussian_ratings, and got .* no conjugate prior; method='gibbs'"):
+        infer(jax.random.key(3), bradley_terry(THREE), method="conjugate")
+
+
 def test_inference_is_calibrated() -> None:
     model = bradley_terry(PreferenceData.of_pairs([0, 0, 1, 0, 1], [1, 2, 2, 1, 2]))
     infer_by = bayesrl.svi_inference(guide=lambda data: gaussian_guide(model)(), num_steps=200, learning_rate=0.05)
@@ -171,8 +205,10 @@ def test_scores_linear_in_features_reach_new_items() -> None:
     assert np.isfinite(posterior.log_score(new, features=np.eye(2, 3)).mean)
     drawn = posterior.scores_of(new.items, features=np.eye(2, 3))
     np.testing.assert_allclose(drawn, posterior.draws["weights"][:, :2], rtol=1e-6)
-    with pytest.raises(PreferenceError, match="features of its own 12 items, and these 2 are others; pass features="):
-        posterior.scores_of(new.items)
+    # Items with the same texts are the model's own.
+    np.testing.assert_allclose(posterior.scores_of(new.items), posterior.scores[:, :2])
+    with pytest.raises(PreferenceError, match="features of its own 12 items, and these 13 are others; pass features="):
+        posterior.scores_of(PreferenceData.of_pairs([0], [12]).items)
 
 
 def test_plackett_luce_recovers_what_drew_the_rankings() -> None:
@@ -190,7 +226,7 @@ def test_plackett_luce_recovers_what_drew_the_rankings() -> None:
     [
         ({"method": "laplace", "num_chains": 2}, "num_chains=2, which nothing would read: only 'nuts' and 'gibbs'"),
         ({"method": "nuts", "num_steps": 3}, "only method='fit' takes steps"),
-        ({"method": "hmc"}, "use 'laplace', 'nuts', 'gibbs', 'fit' or 'quadrature'"),
+        ({"method": "hmc"}, "use 'laplace', 'nuts', 'gibbs', 'fit', 'quadrature' or 'conjugate'"),
         ({"num_samples": 1}, "num_samples=1; use a whole number of at least 2"),
     ],
 )

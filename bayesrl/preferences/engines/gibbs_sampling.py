@@ -31,7 +31,10 @@ def gibbs_chains(
         Albert & Chib (1993), "Bayesian analysis of binary and polychotomous response data".
     """
     model = density.model
-    design = _design(model)
+    if model.name not in ("bradley_terry", "thurstone"):
+        remedy = "method='conjugate'" if model.name == "gaussian_ratings" else "method='nuts'"
+        raise PreferenceError(f"method='gibbs' takes Bradley–Terry or Thurstone, and got {model!r}; use {remedy}")
+    design = design_matrix(model, "gibbs")
     won = np.asarray(model.observed == (1 if model.data.kind == "labels" else 0))
     scales = [np.full(math.prod(shape), scale) for scale, shape in model.priors.values()]
     precision = np.diag(np.concatenate(scales) ** -2.0)
@@ -57,22 +60,28 @@ def gibbs_chains(
     return kept
 
 
-def _design(model: PreferenceModel) -> np.ndarray:
-    """Return the matrix that maps all latent numbers to what is inside the link, [rows, size]."""
+def design_matrix(model: PreferenceModel, method: str) -> np.ndarray:
+    """Return the matrix that maps all latent numbers to what is inside the link, [rows, size].
+
+    Raises:
+        PreferenceError: the model is not linear inside its link.
+    """
     scores = model.score_model
     linear = isinstance(scores, FreeScores | LinearScores)
     if model.name == "plackett_luce" or model.ties is not None or model.annotators or not linear:
         raise PreferenceError(
-            f"method='gibbs' needs pairs or labels under Bradley–Terry or Thurstone, without ties, annotators and "
-            f"train=, and got {model!r}; use method='nuts'"
+            f"method={method!r} needs pairs, labels or ratings, without ties, annotators and train=, and got "
+            f"{model!r}; use method='nuts'"
         )
     features = scores.features if isinstance(scores, LinearScores) else np.eye(model.data.num_items)
-    members, labels = model.data.members, model.data.kind == "labels"
-    inside = features[members[:, 0]] - (0 if labels else features[members[:, 1]])
+    members, kind = model.data.members, model.data.kind
+    single = kind != "pairs"
+    inside = features[members[:, 0]] - (0 if single else features[members[:, 1]])
     ones = np.ones((len(members), 1))
-    columns = [inside, *([-ones] if labels else []), *([ones] if model.position else [])]
+    sides = {"labels": [-ones], "ratings": [ones]}
+    columns = [inside, *sides.get(kind, []), *([ones] if model.position else [])]
     if model.lengths is not None:
-        columns.append((model.lengths[members[:, 0]] - (0 if labels else model.lengths[members[:, 1]]))[:, None])
+        columns.append((model.lengths[members[:, 0]] - (0 if single else model.lengths[members[:, 1]]))[:, None])
     return np.concatenate(columns, -1)
 
 

@@ -1,5 +1,7 @@
 """`PreferenceData`: who judged which items, and how."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,18 +18,18 @@ from bayesrl.preferences.records.reading_rows import Row
 from bayesrl.preferences.records.record_formats import Item
 from bayesrl.value_checks import are_integers, array_of
 
-type Kind = Literal["pairs", "rankings", "labels"]
+type Kind = Literal["pairs", "rankings", "labels", "ratings"]
 
 
 @checked(PreferenceError)
 @dataclass(frozen=True, eq=False, repr=False)
 class PreferenceData:
-    """Judgements of items: pairs, rankings or labels, with their ties, repetitions and annotators.
+    """Judgements of items: pairs, rankings, labels or ratings, with their ties, repetitions and annotators.
 
-    Made by `read`, `of_pairs`, `of_rankings` or `of_labels`.
+    Made by `read`, `of_pairs`, `of_rankings`, `of_labels` or `of_ratings`.
 
     Attributes:
-        kind: "pairs", "rankings" or "labels".
+        kind: "pairs", "rankings", "labels" or "ratings".
         items: what was judged, each once: records with `completion` and perhaps `prompt`.
         members: numbers of the judged items, [rows, places]; −1 where a ranking has no further item. The first of a
             pair is the one shown first, if `shown`, and else the chosen one.
@@ -38,6 +40,7 @@ class PreferenceData:
         shown: whether pairs keep the order in which they were shown.
         unread: columns of the records that nothing reads.
         left_out: rows that could not be used, with the reason.
+        ratings: numbers, [rows], for ratings; else None.
 
     Example:
         >>> from bayesrl import preferences
@@ -56,6 +59,7 @@ class PreferenceData:
     shown: bool = False
     unread: tuple[str, ...] = ()
     left_out: Mapping[int, str] = field(default_factory=dict)
+    ratings: np.ndarray | None = None
 
     @classmethod
     @checked(PreferenceError)
@@ -141,6 +145,28 @@ class PreferenceData:
         data = cls("labels", items, column, np.zeros_like(column), labels=labels.astype(int))
         return data._with_annotators(annotator)
 
+    @classmethod
+    @checked(PreferenceError)
+    def of_ratings(
+        cls,
+        item: FiniteNumbers,
+        rating: FiniteNumbers,
+        *,
+        num_items: Count | None = None,
+        annotator: Sequence[Any] | np.ndarray | None = None,
+    ) -> "PreferenceData":
+        """Make data of numbered items that got a number each time: stars, points, the score of a reward.
+
+        Raises:
+            PreferenceError: there is not one rating for each.
+        """
+        members, ratings = _numbered(item, "item"), np.asarray(array_of(rating), float)
+        if ratings.shape != members.shape:
+            raise PreferenceError(f"rating has shape {ratings.shape} for {len(members)} items; pass one for each")
+        column = members[:, None]
+        data = cls("ratings", _numbers_as_items(column, num_items), column, np.zeros_like(column), ratings=ratings)
+        return data._with_annotators(annotator)
+
     def _with_annotators(self, annotator: Any) -> "PreferenceData":
         if annotator is None:
             return self
@@ -169,9 +195,14 @@ class PreferenceData:
         return sum(len(set(row[row >= 0].tolist())) < int((row >= 0).sum()) for row in self.ranks)
 
     @property
+    def most_tied(self) -> int:
+        """How many items share one place, at most."""
+        return max((int(np.bincount(row[row >= 0]).max()) for row in self.ranks if (row >= 0).any()), default=1)
+
+    @property
     def names(self) -> list[str]:
         """What to call each item, [items]: its text, or its number."""
-        return [_name_of(item) for item in self.items]
+        return [name_of(item) for item in self.items]
 
     def take(self, rows: FiniteNumbers) -> "PreferenceData":
         """Keep some rows, by number, and all items, so that the rest can test what was learnt from them."""
@@ -185,9 +216,21 @@ class PreferenceData:
             )
         kept: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[numbers]
-            for name in ("members", "ranks", "labels", "annotator")
+            for name in ("members", "ranks", "labels", "ratings", "annotator")
         }
         return replace(self, **kept)
+
+    def over_items(self, items: Sequence[Item]) -> "PreferenceData | None":
+        """Return the same judgements with items numbered as in another list of them, or None if one is not there.
+
+        Items are equal if prompt and completion are, or else if both together are the text of one item of the list
+        alone: without a `prompt` column, the prompt that two answers share depends on the pair.
+        """
+        numbers = numbers_among(items, self.items)
+        if (numbers < 0).any():
+            return None
+        members = np.where(self.members >= 0, numbers[self.members], -1)
+        return replace(self, items=tuple(items), members=members)
 
     def as_pairs(self) -> "PreferenceData":
         """Break rankings into all pairs that they order, or tie.
@@ -225,6 +268,8 @@ class PreferenceData:
         if self.kind == "labels":
             assert self.labels is not None
             return {**shared, "completion": texts[0], "label": bool(self.labels[row])}
+        if self.ratings is not None:
+            return {**shared, "completion": texts[0], "score": float(self.ratings[row])}
         if self.kind == "rankings":
             return {**shared, "completions": texts, "ranks": ranks}
         if self.shown:
@@ -251,6 +296,18 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     return table
 
 
+def numbers_among(known: Sequence[Item], items: Sequence[Item]) -> np.ndarray:
+    """Return the number of each item in a list of known ones, [items]; −1 if it is not among them."""
+    places = {_exact_name(item): at for at, item in enumerate(known)}
+    texts = Counter(map(name_of, known))
+    by_text = {name_of(item): at for at, item in enumerate(known) if texts[name_of(item)] == 1}
+    return np.asarray([places.get(_exact_name(item), by_text.get(name_of(item), -1)) for item in items], int)
+
+
+def _exact_name(item: Item) -> str:
+    return json.dumps([item.get("prompt", ""), item["completion"]], sort_keys=True, default=str)
+
+
 def _numbered(values: Any, name: str) -> np.ndarray:
     numbers = array_of(values)
     if numbers.ndim != 1 or not are_integers(numbers) or not numbers.size or numbers.min() < 0:
@@ -265,7 +322,8 @@ def _numbers_as_items(members: np.ndarray, num_items: int | None) -> tuple[Item,
     return tuple({"completion": str(number)} for number in range(num_items or count))
 
 
-def _name_of(item: Item) -> str:
+def name_of(item: Item) -> str:
+    """Return the text of an item, with its prompt."""
     parts = [
         part if isinstance(part, str) else _told_part(part) for part in (item.get("prompt", ""), item["completion"])
     ]

@@ -33,14 +33,14 @@ class Judgement(NamedTuple):
         items: what was judged.
         keys: of the items; equal ones are the same item.
         ranks: place of each item, 0 for the best, equal for ties; None for a label.
-        label: 1 or 0 for a single item; None for ranks.
+        label: 1 or 0 for a single item, or its rating; None for ranks.
         annotator: who judged, or None.
     """
 
     items: list[Item]
     keys: list[str]
     ranks: list[int] | None
-    label: int | None
+    label: float | None
     annotator: Any
 
 
@@ -107,6 +107,16 @@ def _parse_label(row: Row) -> list[Judgement]:
     return [_judged([item], row, label=int(_flag(row.get("label"), "label")))]
 
 
+def _parse_rating(row: Row) -> list[Judgement]:
+    item = _item(row, _text(row.get("completion"), "completion"))
+    if _is_missing(row.get("score")):
+        raise Refusal("score is missing")
+    given = _parsed(row["score"]) if isinstance(row["score"], str) else row["score"]
+    if not is_real(given):
+        raise Refusal(f"score is {_shown(row['score'])}; give a finite number")
+    return [_judged([item], row, label=float(given))]
+
+
 def _parse_steps(row: Row) -> list[Judgement]:
     steps = [_text(one, f"step {at}") for at, one in enumerate(_list(row.get("completions"), "completions"))]
     labels = [_flag(one, f"label {at}") for at, one in enumerate(_list(row.get("labels"), "labels"))]
@@ -128,6 +138,7 @@ FORMATS = {
     "steps": Format("labels", ("completions", "labels"), (), _parse_steps),
     "rankings": Format("rankings", ("completions",), ("ranks", "scores"), _parse_ranking),
     "labels": Format("labels", ("completion", "label"), (), _parse_label),
+    "ratings": Format("ratings", ("completion", "score"), (), _parse_rating),
 }
 """The forms, by name; where a record has the columns of several, the first counts."""
 
@@ -138,7 +149,7 @@ COLUMNS = tuple(dict.fromkeys(name for form in FORMATS.values() for name in form
 # ---- items -----------------------------------------------------------------------------------
 
 
-def _judged(items: list[Item], row: Row, *, ranks: list[int] | None = None, label: int | None = None) -> Judgement:
+def _judged(items: list[Item], row: Row, *, ranks: list[int] | None = None, label: float | None = None) -> Judgement:
     keys = [_key(item) for item in items]
     for at, (key, item) in enumerate(zip(keys, items, strict=True)):
         if key in keys[:at]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ def read(
     | `chosen`, `rejected`, perhaps `prompt` | a pair; without a prompt it is the common beginning; `tie` may be true |
     | `first`, `second`, `outcome` | a pair as it was shown; 1 if the first won, 0 if the second did, 0.5 for a tie |
     | `completion`, `label` | one answer that was called good (1, true) or bad (0, false) |
+    | `completion`, `score` | one answer that got a number: stars, points, the score of a reward |
     | `completions`, perhaps `ranks` or `scores` | a ranking, by default from the best to the worst; equal ones tie |
     | `completions`, `labels` | the steps of one answer, each good or bad after those before it |
 
@@ -130,10 +132,13 @@ def _collected(
                 items.append(item)
     members = padded([np.asarray([places[key] for key in judgement.keys]) for judgement in judgements])
     ranks = padded([np.asarray(one.ranks if one.ranks is not None else [0]) for one in judgements])
-    labels = np.asarray([one.label for one in judgements]) if form.kind == "labels" else None
+    told = [one.label for one in judgements]
+    labels = np.asarray(told) if form.kind == "labels" else None
+    ratings = np.asarray(told, float) if form.kind == "ratings" else None
     known = tuple(dict.fromkeys(one.annotator for one in judgements if one.annotator is not None))
     numbers = {who: number for number, who in enumerate(known)}
     annotator = np.asarray([numbers.get(one.annotator, -1) for one in judgements]) if known else None
     kind: Any = form.kind
     shown = "outcome" in form.required
-    return PreferenceData(kind, tuple(items), members, ranks, labels, annotator, known, shown, unread, dict(refused))
+    data = PreferenceData(kind, tuple(items), members, ranks, labels, annotator, known, shown, unread, dict(refused))
+    return replace(data, ratings=ratings)
