@@ -42,6 +42,7 @@ BENCHMARKS = (
     "epistemic",
     "learning",
     "preference_scores",
+    "active_preferences",
     "language_checkpoints",
     "language_exact",
     "language_speed",

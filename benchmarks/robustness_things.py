@@ -100,6 +100,11 @@ class Things:
         return preferences.PreferenceData.of_pairs([0, 1], [1, 2])
 
     @cached_property
+    def rewards(self) -> preferences.RewardPosterior:
+        """What they say of the scores."""
+        return preferences.infer(self.key, preferences.bradley_terry(self.pairs), num_samples=4)
+
+    @cached_property
     def learned(self) -> control.LearnResult:
         """A run of learning."""
         return control.learn(self.key, self.mdp, control.BayesianAgent(self.model), num_episodes=3, progress=False)

@@ -28,7 +28,7 @@ _TEXT = {"'3'", "''", "'abc'", "'a\\0b'"}
 
 _KINDS: list[tuple[str, str, set[str]]] = [
     (r"control\.JaxEnvironment\.params", "whatever", {"*"}),
-    (r"Prompts\.take\.chosen", "numbers", {"old key", "words of a key"}),
+    (r"Prompts\.take\.chosen|control\.Duels\.oracle", "numbers", {"old key", "words of a key"}),
     (r"bayesrl\.reward\.value", "later", {*_ANY_REAL, "nan", "inf", "-inf", "1e308", "True", "False"}),
     (r"bayesrl\.environment\.distribution", "own", {"distribution"}),
     (r"control\.episode_sections\.environment|bayesrl\.LearningProblem\.environment", "later",

@@ -10,6 +10,7 @@ from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, e
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_examples import deep_sea, grid_world, river_swim
 from bayesrl.control.environments.tabular_rollout import TabularOptimum, tabular_rollout
+from bayesrl.control.exploration.duels import double_thompson, most_informative, pairs_to_ask
 from bayesrl.control.exploration.rules import bayes_ucb, boltzmann, epsilon_greedy, greedy, k_learning, random, thompson
 from bayesrl.control.figures import episode_sections, tabular_sections
 from bayesrl.control.gymnasium.behaviour_policies import prior_mixture
@@ -17,8 +18,10 @@ from bayesrl.control.gymnasium.source import GymnasiumSource
 from bayesrl.control.gymnasium.spaces import squashed_normal
 from bayesrl.control.learning.agents.bayesian import BayesianAgent
 from bayesrl.control.learning.agents.kl_control import KLControlAgent
+from bayesrl.control.learning.duels import Duels
 from bayesrl.control.learning.loop import learn
 from bayesrl.control.learning.models.arms_model import ArmsModel
+from bayesrl.control.learning.models.duels_model import DuelsModel
 from bayesrl.control.learning.models.tabular import TabularModel
 from bayesrl.control.learning.models.value_regression import EnsembleValues, LastLayerValues, LinearValues
 from bayesrl.control.learning.posterior_checks import check_learning, nuts_posterior, predictive_p_values
@@ -33,6 +36,8 @@ __all__ = [
     "ArmsModel",
     "BayesianAgent",
     "CartPole",
+    "Duels",
+    "DuelsModel",
     "EnsembleValues",
     "Environment",
     "GymnasiumSource",
@@ -58,6 +63,7 @@ __all__ = [
     "boltzmann",
     "check_learning",
     "deep_sea",
+    "double_thompson",
     "episode_sections",
     "epsilon_greedy",
     "evaluate_off_policy",
@@ -69,7 +75,9 @@ __all__ = [
     "learn",
     "learning_maps",
     "learning_values",
+    "most_informative",
     "nuts_posterior",
+    "pairs_to_ask",
     "predictive_p_values",
     "prior_mixture",
     "random",

@@ -67,7 +67,7 @@ class Exploration(abc.ABC):
 
 def _is_rule(value: Any) -> bool:
     # `thompson` without its brackets is a function too, but one that makes a rule.
-    makes_one = getattr(value, "__module__", "") == __name__
+    makes_one = str(getattr(value, "__module__", "")).startswith(__name__.rpartition(".")[0])
     return isinstance(value, Exploration) or (is_function(value) and not isinstance(value, type) and not makes_one)
 
 
@@ -106,7 +106,7 @@ class EpsilonGreedy(Exploration):
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
         whether, which, tie = split_keys(key, 3)
-        chosen = _best(tie, belief.mean)
+        chosen = best_action(tie, belief.mean)
         explore = jax.random.uniform(whether, chosen.shape) < self.epsilon
         return jnp.where(explore, _anything(which, belief), chosen)
 
@@ -164,7 +164,7 @@ class BayesUCB(Exploration):
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
         # `time` counts from 0, so the docstring's t is time + 1.
-        return _best(key, belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0)))
+        return best_action(key, belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0)))
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class KLearning(Exploration):
         return jax.random.categorical(key, below / tau + variance / (2 * tau**2))
 
 
-def _best(key: PRNGKey, values: Array) -> Array:
+def best_action(key: PRNGKey, values: Array) -> Array:
     """Take the action of the greatest value, [...]; the argmax of uniform numbers breaks ties at random."""
     best = values == values.max(-1, keepdims=True)
     return jnp.argmax(jnp.where(best, jax.random.uniform(key, values.shape), -1.0), -1)
