@@ -249,16 +249,19 @@ def _describe(posterior: RewardPosterior, groups: list[np.ndarray], chosen: np.n
         group_of[group] = number
     if (group_of[chosen[:, 0]] != group_of[chosen[:, 1]]).any():
         raise ControlError("a pair is of two prompts, whose answers nobody can compare; pass pairs of one prompt each")
+    if model.name == "gaussian_ratings":
+        raise ControlError("the posterior is of ratings, which do not say how pairs are judged; compare items instead")
     link = "probit" if model.name == "thurstone" else "logit"
-    tie = None if model.ties is None else jnp.asarray(posterior.draws["tie"])
+    tie = None if model.ties is None else jnp.asarray(posterior.draws["tie"]).reshape(len(draws), -1)[:, :1]
+    # Of two items, Davidson and Luce's ties of rankings are Davidson's.
+    ties = "davidson" if model.ties == "davidson_luce" else model.ties
     about_best, about_scores, p_first = np.zeros((3, len(chosen)))
     for number in np.unique(group_of[chosen[:, 0]]):
         rows = np.flatnonzero(group_of[chosen[:, 0]] == number)
         is_best = best_of_draws(draws[:, groups[number]])
         for part in np.array_split(rows, -(-len(rows) * len(draws) // _AT_ONCE)):
             difference = draws[:, chosen[part, 0]] - draws[:, chosen[part, 1]]
-            ties = None if tie is None else tie[:, None]
-            probs = np.exp(np.asarray(log_probs_of_pairs(jnp.asarray(difference), link, ties, model.ties), float))
+            probs = np.exp(np.asarray(log_probs_of_pairs(jnp.asarray(difference), link, tie, ties), float))
             about_best[part] = outcome_information(probs, is_best)
             about_scores[part] = outcome_information(probs)
             p_first[part] = probs[..., 0].mean(0)
