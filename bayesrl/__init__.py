@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayesrl import control, errors, guides, lm, objectives, preferences
+    from bayesrl import control, errors, guides, lm, objectives, preferences, rewards
     from bayesrl.cache import use_cache
     from bayesrl.core.density import log_density
     from bayesrl.core.handlers import full_data, power, tilt
@@ -122,6 +122,7 @@ __all__ = [
     "rejection",
     "resume",
     "reward",
+    "rewards",
     "smc",
     "step",
     "svi_inference",

@@ -27,6 +27,7 @@ MODULES = (
     "bayesrl.objectives",
     "bayesrl.preferences",
     "bayesrl.report",
+    "bayesrl.rewards",
 )
 """Packages whose `__all__` is walked."""
 
@@ -193,6 +194,7 @@ CALLS: dict[str, Call] = {
     "preferences.plackett_luce": lambda t: {"data": t.pairs},
     "preferences.thurstone": lambda t: {"data": t.pairs},
     "preferences.read": lambda t: {"source": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+    "rewards.uncertain": lambda t: {"posterior": (np.zeros(2), np.eye(2)), "attitude": "pessimistic", "beta": 1.0},
     "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
     "report.policy_figure": lambda t: {"posterior": t.posterior},
     "report.save_figures": lambda t: {"directory": ".", "posterior": t.posterior},

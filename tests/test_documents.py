@@ -13,10 +13,11 @@ DOCUMENTS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"True|False|-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-def test_examples_of_engines_print_what_they_say() -> None:
-    text = (DOCUMENTS / "engines.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "least"), [("engines.md", 10), ("unknown_rewards.md", 4)])
+def test_examples_print_what_they_say(page: str, least: int) -> None:
+    text = (DOCUMENTS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 10
+    assert len(blocks) >= least
     shared: dict[str, object] = {}
     for block in blocks:
         said = [found for line in block.splitlines() for found in _said(line)]

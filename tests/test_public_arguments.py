@@ -47,6 +47,8 @@ IN_BODIES = {
     "from_gymnasium.environment": "an environment or its id",
     "policy.prompts": "texts, records, conversations or tokens, told apart one by one",
     "read.source": "a path, a data set, a frame or records, told apart",
+    "uncertain.posterior": "a posterior, draws, moments or functions, told apart",
+    "uncertain.reference": "an item or weights of all items, whose number the posterior has",
     "Tokenizer.core": "of a library that is imported when it is needed",
     "sklearn_pipeline.pipeline": "whatever has the methods of scikit-learn",
     "sklearn_pipeline.label": "a class of whatever type the pipeline has",
