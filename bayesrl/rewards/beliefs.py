@@ -21,7 +21,7 @@ _LEAST_EIGENVALUE = -1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class LinearBelief(RewardBelief):
+class LinearRewardBelief(RewardBelief):
     """A reward x · w with w ~ N(mean, covariance) or known by draws; the x of items are the rows of a table.
 
     Attributes:
@@ -86,7 +86,7 @@ class LinearBelief(RewardBelief):
 
 
 @dataclass(frozen=True, eq=False)
-class EnsembleBelief(RewardBelief):
+class EnsembleRewardBelief(RewardBelief):
     """A reward that is one of several functions, each as probable as the others.
 
     Attributes:
@@ -119,7 +119,7 @@ class EnsembleBelief(RewardBelief):
         return jnp.stack(found)
 
 
-def belief_of(source: Any, reference: Any) -> LinearBelief | EnsembleBelief:
+def belief_of(source: Any, reference: Any) -> LinearRewardBelief | EnsembleRewardBelief:
     """Make a belief of whatever holds one; see `uncertain`."""
     if isinstance(source, RewardPosterior):
         return _of_posterior(source, reference)
@@ -131,7 +131,7 @@ def belief_of(source: Any, reference: Any) -> LinearBelief | EnsembleBelief:
                 f"reference={format_value(reference)} is of items, and an ensemble of functions has none; let each "
                 "function subtract its own value of a reference"
             )
-        return EnsembleBelief(source, tuple(source))
+        return EnsembleRewardBelief(source, tuple(source))
     draws = _numbers(source)
     if draws is None or draws.ndim != 2 or 0 in draws.shape or not np.isfinite(draws).all():
         shape = "" if draws is None else f" of shape {draws.shape}"
@@ -140,10 +140,10 @@ def belief_of(source: Any, reference: Any) -> LinearBelief | EnsembleBelief:
             "item], a pair (mean [item], covariance [item, item]), or a list of functions"
         )
     shift = _weights(reference, draws.shape[1])
-    return LinearBelief(source, None, draws.mean(0), None, draws, shift, names=_numbered(draws.shape[1]))
+    return LinearRewardBelief(source, None, draws.mean(0), None, draws, shift, names=_numbered(draws.shape[1]))
 
 
-def _of_posterior(posterior: RewardPosterior, reference: Any) -> LinearBelief:
+def _of_posterior(posterior: RewardPosterior, reference: Any) -> LinearRewardBelief:
     own = posterior.model.score_model
     table = own.features if isinstance(own, LinearScores) else None
     draws = np.asarray(posterior.draws[own.site], float)
@@ -158,10 +158,12 @@ def _of_posterior(posterior: RewardPosterior, reference: Any) -> LinearBelief:
         mean, covariance = posterior.gaussian.mean[:size], posterior.gaussian.covariance[:size, :size]
         root = np.linalg.cholesky(covariance)
     names = posterior.model.data.names
-    return LinearBelief(posterior, table, mean, root, draws, shift if table is None else shift @ table, reader, names)
+    return LinearRewardBelief(
+        posterior, table, mean, root, draws, shift if table is None else shift @ table, reader, names
+    )
 
 
-def _of_moments(source: tuple[Any, Any], reference: Any) -> LinearBelief:
+def _of_moments(source: tuple[Any, Any], reference: Any) -> LinearRewardBelief:
     mean, covariance = (np.asarray(part, float) for part in source)
     size = len(mean)
     fine = covariance.shape == (size, size) and np.isfinite(mean).all() and np.isfinite(covariance).all()
@@ -172,7 +174,7 @@ def _of_moments(source: tuple[Any, Any], reference: Any) -> LinearBelief:
             "[item] and a covariance [item, item] that is symmetric and has no negative eigenvalue"
         )
     root = vectors * np.sqrt(np.maximum(values, 0.0))
-    return LinearBelief(source, None, mean, root, None, _weights(reference, size), names=_numbered(size))
+    return LinearRewardBelief(source, None, mean, root, None, _weights(reference, size), names=_numbered(size))
 
 
 def _weights(reference: Any, num_items: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward
 from bayesrl.preferences.reward_posterior import RewardPosterior
 from bayesrl.rewards.attitudes import EXPONENTIAL, Attitude, AttitudeName
-from bayesrl.rewards.beliefs import EnsembleBelief, LinearBelief, belief_of
+from bayesrl.rewards.beliefs import EnsembleRewardBelief, LinearRewardBelief, belief_of
 from bayesrl.statistics.reward_beliefs import latent_now
 from bayesrl.value_checks import format_value, is_traced
 
@@ -56,7 +56,7 @@ class UncertainReward(Reward, Displayable):
             PreferenceError: it is not called with what its posterior knows.
         """
         latent = latent_now(self.belief)
-        if isinstance(self.belief, EnsembleBelief):
+        if isinstance(self.belief, EnsembleRewardBelief):
             values = self.belief.values(what)
             return values[latent] if latent is not None else self.attitude.of_draws(values, jnp, exact=True)
         if not isinstance(what, Completions):
@@ -91,21 +91,25 @@ class UncertainReward(Reward, Displayable):
     @property
     def separate(self) -> bool:
         """Whether a completion's number is known not to depend on others; see `Reward.separate`."""
-        members = self.belief.members if isinstance(self.belief, EnsembleBelief) else ()
+        members = self.belief.members if isinstance(self.belief, EnsembleRewardBelief) else ()
         return all(isinstance(member, Reward) and member.separate for member in members)
 
     @property
     def fields(self) -> frozenset[str] | None:
         """The fields of records that members read; see `Reward.fields`."""
-        members = self.belief.members if isinstance(self.belief, EnsembleBelief) else ()
-        if isinstance(self.belief, LinearBelief) and self.belief.reader is not None and self.belief.reader.reference:
+        members = self.belief.members if isinstance(self.belief, EnsembleRewardBelief) else ()
+        if (
+            isinstance(self.belief, LinearRewardBelief)
+            and self.belief.reader is not None
+            and self.belief.reader.reference
+        ):
             return frozenset({self.belief.reader.reference})
         found = [member.fields if isinstance(member, Reward) else None for member in members]
         return None if None in found else frozenset().union(*cast(list[frozenset[str]], found))
 
     def close(self) -> None:
         """Close members that hold resources."""
-        for member in self.belief.members if isinstance(self.belief, EnsembleBelief) else ():
+        for member in self.belief.members if isinstance(self.belief, EnsembleRewardBelief) else ():
             if isinstance(member, Reward):
                 member.close()
 
@@ -131,14 +135,14 @@ class UncertainReward(Reward, Displayable):
             return np.sqrt(((belief.items @ belief.root) ** 2).sum(-1))
         return _draws_of(belief).std(0, ddof=1 if len(_draws_of(belief)) > 1 else 0)
 
-    def _with_items(self) -> LinearBelief:
-        if isinstance(self.belief, EnsembleBelief):
+    def _with_items(self) -> LinearRewardBelief:
+        if isinstance(self.belief, EnsembleRewardBelief):
             raise PreferenceError("an ensemble of functions has no items; call the reward with what they read")
-        belief: LinearBelief = self.belief
+        belief: LinearRewardBelief = self.belief
         return belief
 
     def _blocks(self) -> Sequence[DisplayBlock]:
-        if isinstance(self.belief, EnsembleBelief):
+        if isinstance(self.belief, EnsembleRewardBelief):
             return [Line(f"UncertainReward: {self.attitude}, an ensemble of {len(self.belief.members)}")]
         source = self.belief.origin
         how = "normal" if self.belief.normal else f"{len(self.belief.draws):,} draws"
@@ -223,7 +227,7 @@ def uncertain(
         raise PreferenceError(f"attitude={attitude!r} needs beta=, in reward units per nat; use that of the fit")
     chosen = Attitude(attitude, beta, level, sds)
     belief = belief_of(posterior, reference)
-    if isinstance(belief, LinearBelief):
+    if isinstance(belief, LinearRewardBelief):
         if attitude == "worst" and belief.normal:
             raise PreferenceError(
                 "attitude='worst' has no value here: a normal posterior is unbounded below; use attitude='quantile' or "
@@ -234,7 +238,7 @@ def uncertain(
     return UncertainReward(belief, chosen)
 
 
-def _refuse_untold(attitude: Attitude, belief: LinearBelief) -> None:
+def _refuse_untold(attitude: Attitude, belief: LinearRewardBelief) -> None:
     """Refuse an exponential attitude whose expectation a draw or two would decide."""
     draws = _draws_of(belief)
     if (found := attitude.untold(draws)) is None:
@@ -249,7 +253,7 @@ def _refuse_untold(attitude: Attitude, belief: LinearBelief) -> None:
     )
 
 
-def _draws_of(belief: LinearBelief) -> np.ndarray:
+def _draws_of(belief: LinearRewardBelief) -> np.ndarray:
     """Return draws of the rewards of items, [draws, items]."""
     assert belief.draws is not None
     if belief.table is None:
