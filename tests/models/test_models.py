@@ -132,3 +132,25 @@ def test_models_refuse_what_they_cannot_use(tmp_path: Path) -> None:
         bayesrl.load_problem("bigram_text", text=str(tmp_path / "none.txt"))
     with pytest.raises(BayesRLError, match="option arms must be an integer, such as 5, got 'two'"):
         bayesrl.load_problem("bernoulli_bandit", arms="two")
+
+
+def test_preferences_of_a_file_tilt_the_answers_to_each_prompt(tmp_path: Path) -> None:
+    """The optimum is the tilt by −β·log E e^{−r/β} = μ − s²/2β, within each prompt."""
+    rows = ['{"prompt": "a?", "chosen": "yes", "rejected": "no"}'] * 5
+    rows += [f'{{"prompt": "b?", "chosen": "{one}", "rejected": "{other}"}}' for one, other in ("xy", "xz", "yz")]
+    path = tmp_path / "judged.jsonl"
+    path.write_text("\n".join(rows))
+    problem = bayesrl.load_problem("preference_bandit", preferences=str(path), beta=0.5)
+    exact = enumerate_posterior(problem.policy, *problem.args, beta=0.5)
+    data = bayesrl.preferences.read(str(path))
+    known = bayesrl.preferences.infer(jax.random.key(0), bayesrl.preferences.bradley_terry(data))
+    wary = known.mean.mean - known.sd**2 / (2 * 0.5)
+    optima = [0.5 * np.log(np.mean(np.exp(wary[members] / 0.5))) for members in ([0, 1], [2, 3, 4])]
+    np.testing.assert_allclose(exact.optimum, optima, rtol=1e-4)
+    with pytest.raises(BayesRLError, match="two items"):
+        bayesrl.load_problem("preference_bandit", preferences=_ratings(tmp_path))
+
+
+def _ratings(folder: Path) -> str:
+    (folder / "rated.jsonl").write_text('{"prompt": "a", "completion": "b", "score": 3}\n' * 2)
+    return str(folder / "rated.jsonl")
