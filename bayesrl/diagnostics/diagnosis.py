@@ -31,8 +31,8 @@ from bayesrl.diagnostics.evidence.tempered_sample import worth_of
 from bayesrl.display.tables import Displayable, DisplayBlock, Line
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.regularized import distance_to_best_of_n
-from bayesrl.statistics.regularizer_names import distils
+from bayesrl.posterior.regularized import minimised_loss
+from bayesrl.statistics.regularizer_names import distils, learns_directly
 from bayesrl.typing import PRNGKey
 
 type Verdict = Literal["pass", "fail", "unknown"]
@@ -129,7 +129,9 @@ def diagnose(
             raise
         reason = str(error)
     objective, trend = _training(best)
-    gain, entropy = _gain(found, objective), _entropies(best)
+    direct = best.settings.get("direct")
+    # What judgements gain is on the scale of their own loss, whatever the policy's reward had to give.
+    gain, entropy = _gain(found if direct is None else None, objective), _entropies(best)
     checks = []
     if found is not None:
         coverage = coverage_check(found)
@@ -140,12 +142,12 @@ def diagnose(
             collapsed=bool(posterior.statistics) and entropy_check(*entropy, reached=False).outcome == "warn",
             coverage=coverage.explanation if coverage.outcome == "fail" else "",
         )
-        checks = [gap_check(found, remedy), coverage]
+        checks = [gap_check(found, remedy if direct is None else _LEADS_ELSEWHERE), coverage]
     if posterior.statistics:
         checks += [_weights(best, found), _restarts(posterior, found)]
         checks.append(entropy_check(*entropy, reached=bool(checks) and checks[0].outcome == "pass"))
     if trend is not None:
-        finite = np.isfinite(np.asarray(posterior.history["objective"], float)[-1]).all()
+        finite = np.isfinite(objective[-1]).all()
         steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
         checks += [convergence_check(trend if finite else None, gain), skipped_check(skipped, steps)]
     if held_out is not None and found is not None:
@@ -155,12 +157,24 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason, found), tuple(checks), found)
+    word, explanation = _verdict(checks := _advise(posterior, checks), reason, found)
+    about = "" if direct is None else f" {learns_directly(direct)}"
+    return Diagnosis(word, explanation + about, tuple(checks), found)
+
+
+_LOWER_RATE = "lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
+_LEADS_ELSEWHERE = (
+    "the judgements lead elsewhere than this reward, or are too few: give more of them, or fit the reward itself "
+    "(objective=ReverseKL())."
+)
 
 
 def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
-    """Put the advice about a posterior of `Posterior.at`, whose parameters no option of `fit` made, in other words."""
-    for option, instead in _ELSEWHERE.items() if posterior.trained_elsewhere else ():
+    """Put advice in other words where `fit` did not make the posterior, or judgements did."""
+    words = _ELSEWHERE if posterior.trained_elsewhere else {}
+    if "direct" in posterior.settings:
+        words = words | {_LOWER_RATE: _LEADS_ELSEWHERE}
+    for option, instead in words.items():
         checks = [check._replace(explanation=check.explanation.replace(option, instead)) for check in checks]
     return checks
 
@@ -180,8 +194,8 @@ def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
     if not len(steps):
         return np.zeros((1, 1)), None
     objective = np.asarray(best.history["objective"], float).reshape(len(steps), -1)
-    if (distance := distance_to_best_of_n(best.settings, best.beta, best.history)) is not None:
-        objective = -distance.reshape(len(steps), -1)
+    if (loss := minimised_loss(best.settings, best.beta, best.history)) is not None:
+        objective = -loss.reshape(len(steps), -1)
     return objective, estimate_trend(objective, steps, dict(best.settings))
 
 
@@ -210,7 +224,7 @@ def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
         for name, value in (("total_reward", statistics["total_reward"]), ("log_ratio", ratio))
     }
     objective = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
-    return restarts_check(by_draw, objective, _gain(found, objective))
+    return restarts_check(by_draw, objective, _gain(None if "direct" in posterior.settings else found, objective))
 
 
 def _entropies(best: Posterior) -> tuple[float, float]:

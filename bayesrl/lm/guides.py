@@ -44,6 +44,12 @@ class ModelGuide(PolicyGuide):
         """Run as a guide: write, without rewards."""
         return self.policy.run(self.declare(), *args, rewarded=False)
 
+    def with_policy(self, policy: Program) -> "ModelGuide":
+        """Return the same guide of another policy of the same model, for its prompts and rewards."""
+        if not isinstance(policy, PromptedPolicy):
+            raise GuideError(f"the guide writes texts, and {format_value(policy)} was not made by bayesrl.lm.policy")
+        return ModelGuide(policy, self.declare)
+
     def over_all_data(self) -> "ModelGuide":
         """Return the same guide without mini-batches of prompts."""
         if self.policy.batch_size is None:

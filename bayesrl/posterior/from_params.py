@@ -120,6 +120,28 @@ def _with_trained_policy(
     }
 
 
+def judged_posterior(posterior: Any, policy: Program, args: tuple[Any, ...]) -> Any:
+    """Put another policy with the same actions in the place of a posterior's own; see `Posterior.judged_by`.
+
+    Raises:
+        PolicyError, GuideError: the fit was not made of a policy with these actions.
+    """
+    guide = posterior._programs_for().guide
+    if guide is None:
+        raise PolicyError("the fit draws nothing, so there is nothing to judge; fit a policy with an action site")
+    with_policy = getattr(guide, "with_policy", None)
+    guide = guide if with_policy is None else with_policy(policy)
+    key, shape = key_from_seed(0), posterior._fit_shape
+    with trace_cache(), host_errors():
+        bound = bind_programs(key, policy, args, posterior.beta, guide)
+        own = bind_params("guide", bound.params, {}, posterior._lanes()[0], unconstrained=True)
+        draw_and_check(key, bound.programs, own, by_hand=True)
+        # J along the training was that of the other reward.
+        history = {"loss": np.zeros((0, *shape)), "step": np.zeros(0, int)}
+        bare = replace(posterior, programs=bound.programs, history=history, draws={}, statistics={}, prior_draws={})
+        return with_draws(fold_in(key, 6), bare, bound.params)
+
+
 def _starts_at_prior(programs: Programs) -> bool:
     """Whether the guide starts at the prior of this policy: a guide of another policy starts at that of the other."""
     guide, policy = programs.guide, programs.policy

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, Untraced, checked
 from bayesrl.compilation.jit import to_host, trace_cache
-from bayesrl.compilation.random_keys import fold_in, key_data, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.display.tables import Displayable, DisplayBlock
@@ -21,8 +21,9 @@ from bayesrl.errors import PolicyError
 from bayesrl.guides.base import Guide
 from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
-from bayesrl.posterior.from_params import posterior_at
+from bayesrl.posterior.from_params import judged_posterior, posterior_at
 from bayesrl.posterior.marginal import log_marginal
+from bayesrl.posterior.mixture_draws import draw_from_mixture
 from bayesrl.posterior.regularized import divergence_of, objective_for_choosing
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.summary import summary_blocks
@@ -122,6 +123,30 @@ class Posterior(Displayable):
             1.309
         """
         posterior: Posterior = posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
+        return posterior
+
+    def judged_by(self, policy: Program, *args: Any) -> "Posterior":
+        """Return the same fit, without its history, beside another policy, whose rewards then count in J and evidence.
+
+        Args:
+            policy: a program with the same action sites and the same prior, and rewards of its own.
+            *args: its arguments.
+
+        Raises:
+            PolicyError, GuideError: the policy does not fit the guide; or the posterior was loaded without its policy.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+            >>> def bandit(means):
+            ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+            ...     bayesrl.reward("payoff", means[arm])
+            >>> proxy, truth = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 1.0, 0.0])
+            >>> posterior = bayesrl.fit(jax.random.key(0), bandit, proxy, beta=1.0, num_steps=500, progress=False)
+            >>> found = bayesrl.evidence(jax.random.key(1), posterior.judged_by(bandit, truth))
+            >>> round(float(found.gap.mean), 3)
+            0.474
+        """
+        posterior: Posterior = judged_posterior(self, policy, args)
         return posterior
 
     @property
@@ -247,32 +272,7 @@ class Posterior(Displayable):
         episodes = self._programs_for().episodes
         draws, totals = draw_lanes(keys[:-1], episodes, programs, lanes, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
-        return (draws, totals) if self.mixture is None else self._mix(keys[-1], programs, draws, totals)
-
-    def _mix(self, key: PRNGKey, programs: Programs, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
-        """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""
-        axis = len(self._fit_shape) - 1
-        num = totals.reward.shape[axis + 1]
-        mixture = np.asarray(self.mixture)
-        rng = np.random.default_rng(np.asarray(key_data(key)).tolist())
-        below = np.cumsum(mixture, -1)[..., None, :] <= rng.uniform(size=(*mixture.shape[:-1], num, 1))
-        component = np.minimum(below.sum(-1), mixture.shape[-1] - 1)
-
-        def pick(x: np.ndarray) -> np.ndarray:
-            index = component[..., None, :].reshape(*component.shape[:-1], 1, num, *(1,) * (x.ndim - axis - 2))
-            return np.take_along_axis(x, index, axis=axis)
-
-        draws, totals = jax.tree.map(pick, (draws, totals))
-        one = replace(self, programs=programs)
-        if axis == 0:
-            scored = one.scores({k: v[0] for k, v in draws.sites.items()})
-        else:
-            lanes = [
-                replace(one.select(beta=float(b)), mixture=mixture[i]) for i, b in enumerate(np.asarray(self.beta))
-            ]
-            parts = [lane.scores({k: v[i, 0] for k, v in draws.sites.items()}) for i, lane in enumerate(lanes)]
-            scored = jax.tree.map(lambda *xs: np.stack(xs), *parts)
-        return draws, totals.under(scored.log_q, scored.log_ratio)
+        return (draws, totals) if self.mixture is None else draw_from_mixture(keys[-1], self, programs, draws, totals)
 
     def objective_by_restart(self) -> np.ndarray:
         """J of each β and restart on the draws it carries, for choosing: up to β·log p(y) if that is unknown."""

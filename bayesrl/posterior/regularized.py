@@ -17,9 +17,12 @@ def divergence_of(settings: Mapping[str, Any]) -> DivergenceFn | None:
     return None if estimand is None else lambda x: estimand(jnp.asarray(x, float))
 
 
-def distance_to_best_of_n(settings: Mapping[str, Any], beta: Any, history: Mapping[str, Any]) -> np.ndarray | None:
-    """Return β·KL(pₙ‖q) along the training, [chunk, *beta, restart], of a fit to the best of n draws, else None."""
-    if "best_of_n" not in settings or not len(history.get("step", ())):
+def minimised_loss(settings: Mapping[str, Any], beta: Any, history: Mapping[str, Any]) -> np.ndarray | None:
+    """Return β·loss along the training, [chunk, *beta, restart], of a fit that does not maximise J, else None.
+
+    For a fit to the best of n draws it is β·KL(pₙ‖q); for one to judgements, the mean over them of their loss.
+    """
+    if not {"best_of_n", "direct"} & settings.keys() or not len(history.get("step", ())):
         return None
     return np.asarray(np.asarray(beta, float)[..., None] * np.asarray(history["loss"], float))
 
@@ -32,9 +35,9 @@ def objective_for_choosing(
     settings: Mapping[str, Any],
     history: Mapping[str, Any],
 ) -> np.ndarray:
-    """Return what the best restart has most of, [*beta, restart]: J, or the nearness to the best of n draws."""
-    if (distance := distance_to_best_of_n(settings, beta, history)) is not None:
-        return -distance[-1]
+    """Return what the best restart has most of, [*beta, restart]: J, or the nearness to what it learns from."""
+    if (loss := minimised_loss(settings, beta, history)) is not None:
+        return -loss[-1]
     known = marginal
     known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
     told = kept_estimates(statistics, beta, lead, known, divergence_of(settings))

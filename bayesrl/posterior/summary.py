@@ -7,7 +7,7 @@ import numpy as np
 
 from bayesrl.display.formatting import pluralize
 from bayesrl.display.tables import DisplayBlock, Line, estimates_table
-from bayesrl.statistics.regularizer_names import regularizer_of, regularizer_symbol
+from bayesrl.statistics.regularizer_names import learns_directly, regularizer_of, regularizer_symbol
 
 
 def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
@@ -27,6 +27,8 @@ def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
         if (n := posterior.settings.get("best_of_n")) is not None:
             formula = f"the fit distils the best of {n}, and does not maximise {formula}"
             units = f"{formula} and E[R] in reward units, KL in nats"
+        if (what := posterior.settings.get("direct")) is not None:
+            blocks.append(Line(learns_directly(what)))
         of = f"means ± standard errors of the {pluralize(num_draws(posterior), 'draw')} that it carries"
         blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
     if posterior.draws:

@@ -257,6 +257,8 @@ def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
     if "best_of_n" in settings:
         yield "objective", f"the best of n = {settings['best_of_n']} draws"
+    if "direct" in settings:
+        yield "objective", str(settings["direct"])
     packages = [f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if k.endswith("_version")]
     yield "versions", ", ".join([*packages, f"Python {platform.python_version()}"])
 
@@ -273,6 +275,8 @@ def _command(posterior: Posterior) -> str:
     words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
     if "best_of_n" in settings:
         words.append(f"objective=bayesrl.objectives.BestOfN(n={settings['best_of_n']})")
+    if "direct" in settings:
+        words.append("objective=preferences.DirectPreference(...)")
     return f"bayesrl.{'Posterior.at' if elsewhere else 'fit'}({', '.join(words)})"
 
 

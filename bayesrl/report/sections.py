@@ -12,7 +12,13 @@ from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.fit_figures import betas_of
 from bayesrl.report.fit_results import FitResults
 from bayesrl.report.html_page import CaptionedFigure, Cell, Content, Part
-from bayesrl.statistics.regularizer_names import distils, regularizer_formula, regularizer_of, regularizer_symbol
+from bayesrl.statistics.regularizer_names import (
+    distils,
+    learns_directly,
+    regularizer_formula,
+    regularizer_of,
+    regularizer_symbol,
+)
 
 type ContentsFn = Callable[[FitResults], Sequence[Content]]
 
@@ -104,6 +110,11 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
     units = []
     units += [
         distils(n) for n in dict.fromkeys(fit.posterior.settings.get("best_of_n") for fit in fits) if n is not None
+    ]
+    units += [
+        learns_directly(what)
+        for what in dict.fromkeys(fit.posterior.settings.get("direct") for fit in fits)
+        if what is not None
     ]
     others = dict.fromkeys(regularizer_of(fit.posterior.settings) for fit in fits)
     distilled = all("best_of_n" in fit.posterior.settings for fit in fits)

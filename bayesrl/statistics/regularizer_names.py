@@ -1,4 +1,4 @@
-"""How what a fit aims at is written for a reader: regularisers, and the best of n; readable without JAX."""
+"""How what a fit aims at is written for a reader: regularisers, the best of n, judgements; readable without JAX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +41,14 @@ def regularizer_formula(name: str, alpha: float | None = None) -> str:
 def regularizer_of(settings: Mapping[str, Any]) -> tuple[str, float | None]:
     """Return the name and the order of the regulariser that the settings of a fit tell."""
     return str(settings.get("regularizer", "kl")), settings.get("alpha")
+
+
+def learns_directly(what: str) -> str:
+    """Say what a fit to judgements aims at, from its settings' word on what it learns from."""
+    return (
+        f"The fit learns from judgements ({what}) and does not read the policy's reward; J, and the optimum that it is "
+        "compared with, are those of this reward."
+    )
 
 
 def distils(n: int) -> str:

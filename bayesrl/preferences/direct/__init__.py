@@ -1,0 +1,1 @@
+"""Policies fitted to judgements directly, without a model of the reward between."""
