@@ -130,8 +130,7 @@ def diagnose(
         reason = str(error)
     objective, trend = _training(best)
     direct = best.settings.get("direct")
-    # What judgements gain is on the scale of their own loss, whatever the policy's reward had to give.
-    gain, entropy = _gain(found if direct is None else None, objective), _entropies(best)
+    gain, entropy = _gain(found, objective, direct), _entropies(best)
     checks = []
     if found is not None:
         coverage = coverage_check(found)
@@ -157,9 +156,7 @@ def diagnose(
         except EngineError as error:
             explanation = f"not scored: {error}."
             checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    word, explanation = _verdict(checks := _advise(posterior, checks), reason, found)
-    about = "" if direct is None else f" {learns_directly(direct)}"
-    return Diagnosis(word, explanation + about, tuple(checks), found)
+    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason, found, direct), tuple(checks), found)
 
 
 _LOWER_RATE = "lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
@@ -224,7 +221,7 @@ def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
         for name, value in (("total_reward", statistics["total_reward"]), ("log_ratio", ratio))
     }
     objective = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
-    return restarts_check(by_draw, objective, _gain(None if "direct" in posterior.settings else found, objective))
+    return restarts_check(by_draw, objective, _gain(found, objective, posterior.settings.get("direct")))
 
 
 def _entropies(best: Posterior) -> tuple[float, float]:
@@ -240,9 +237,10 @@ def _entropies(best: Posterior) -> tuple[float, float]:
     return float(entropy[worst]), float(cross[worst])
 
 
-def _gain(found: Evidence | None, objective: np.ndarray) -> float:
+def _gain(found: Evidence | None, objective: np.ndarray, direct: str | None) -> float:
     """The possible gain, or if unknown, the gain so far."""
-    if found is not None and found.prior_objective is not None:
+    # What judgements gain is on the scale of their own loss, whatever the policy's reward had to give.
+    if direct is None and found is not None and found.prior_objective is not None:
         gain = np.min(found.optimum.mean - found.prior_objective.mean)
         if np.isfinite(gain) and gain > 0:
             return float(gain)
@@ -251,9 +249,11 @@ def _gain(found: Evidence | None, objective: np.ndarray) -> float:
     return float(np.max(gained, where=np.isfinite(gained), initial=0.0))
 
 
-def _verdict(checks: list[Check], reason: str, found: Evidence | None) -> tuple[Verdict, str]:
+def _verdict(checks: list[Check], reason: str, found: Evidence | None, direct: str | None) -> tuple[Verdict, str]:
     """One word and one sentence that explains it, and says of which J it is, if not that with KL."""
     word, explanation = _judged(checks, reason)
+    if direct is not None:
+        explanation = f"{explanation} {learns_directly(direct)}"
     if found is not None and found.best_of is not None:
         return word, f"{explanation} {distils(found.best_of)}"
     if found is None or found.regularizer == "kl":

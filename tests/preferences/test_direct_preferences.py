@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy.special import expit
+from scipy.stats import norm
 
 import bayesrl
 from bayesrl import lm
@@ -233,6 +234,21 @@ def test_rankings_end_where_items_are_chosen_as_often_as_expected(bound: Bound) 
     assert is_minimum(bound, direct, exact(1.0))
 
 
+def test_ratings_are_normal_around_the_reward_and_an_offset(bound: Bound) -> None:
+    data = PreferenceData.of_ratings([0, 1, 2, 2], [1.0, 2.0, 4.0, 3.0])
+    direct = DirectPreference(data)
+    ready = direct.prepare(jax.random.key(0), bound.programs, bound.params)
+    params = {TABLE: jnp.array([0.2, -0.1, 0.5]), "objective$offset": jnp.asarray(1.5)}
+    value, info = jax.jit(lambda: ready.evaluate(jax.random.key(0), params, bound.programs, 2.0))()
+    table = np.array([0.2, -0.1, 0.5])
+    reward = 2.0 * (table - np.log((PRIOR * np.exp(table)).sum()))
+    normal = norm(reward[[0, 1, 2, 2]] + 1.5, direct.model.noise)
+    scale = direct.model.priors["offset"][0]
+    by_hand = -normal.logpdf([1.0, 2.0, 4.0, 3.0]).mean() - norm(0, scale).logpdf(1.5) / 4
+    assert float(value) == pytest.approx(by_hand, abs=1e-5)
+    assert float(info.metrics["accuracy"]) == 1.0
+
+
 def test_items_of_contexts_are_named_by_their_prompts() -> None:
     def arms() -> None:
         with numpyro.plate("user", 2):
@@ -281,8 +297,8 @@ def test_losses_and_gradients_are_those_of_the_published_formulas() -> None:
         "ipo": lambda pair: ipo_losses(pair[0] - pair[1], jnp.ones(6), beta),
         "kto": lambda pair: jnp.concatenate(
             [
-                kto_losses(beta * pair[0], jnp.ones(6), jnp.asarray(beta * 0.3), 1.5, 1.0),
-                kto_losses(beta * pair[1], jnp.zeros(6), jnp.asarray(beta * 0.3), 1.5, 1.0),
+                kto_losses(beta * pair[0], jnp.ones(6, bool), jnp.asarray(beta * 0.3), 1.5, 1.0),
+                kto_losses(beta * pair[1], jnp.zeros(6, bool), jnp.asarray(beta * 0.3), 1.5, 1.0),
             ]
         ),
     }

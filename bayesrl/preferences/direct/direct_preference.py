@@ -1,6 +1,5 @@
 """`DirectPreference`: fit a policy to judgements, with β·log q/π₀ in the place of a reward."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Never
@@ -17,7 +16,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError, PreferenceError
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.objectives.base import OWN, Info, Objective, draws_of_its_own, guide_params, info_from_draws
-from bayesrl.preferences.comparison_models import bradley_terry, plackett_luce
+from bayesrl.preferences.direct.accepted_judgements import fingerprint_of, model_of_judgements
 from bayesrl.preferences.direct.judgement_losses import (
     DirectLoss,
     implicit_reward,
@@ -29,7 +28,7 @@ from bayesrl.preferences.direct.scored_items import ActionItems, ItemLogRatios, 
 from bayesrl.preferences.direct.scored_texts import TextItems
 from bayesrl.preferences.preference_program import PreferenceModel
 from bayesrl.preferences.records.preference_data import PreferenceData
-from bayesrl.preferences.score_models import FreeScores, ScoreModel, as_whole
+from bayesrl.preferences.score_models import ScoreModel, as_whole
 from bayesrl.statistics.definitions import RegularizerName
 from bayesrl.typing import Params, PRNGKey
 
@@ -93,8 +92,8 @@ class DirectPreference(Objective):
     token ids; none is cut. log π₀ of all items is computed once.
 
     Args:
-        judgements: a model made by `bradley_terry`, `thurstone` or `plackett_luce` without `features=`; or data, which
-            stand for `bradley_terry(data)`, or for rankings `plackett_luce(data)`.
+        judgements: a model made by `bradley_terry` and its like without `features=`; or data, which stand for
+            `bradley_terry(data)`, for rankings `plackett_luce(data)`, and for ratings `gaussian_ratings(data)`.
         loss: as above.
         label_smoothing: ε, at least 0 and below ½; of pairs and labels.
         regularizer: f of D_f in the place of KL, as in `bayesrl.enumerate_posterior`; then R = β·f′(q/π₀), and J,
@@ -145,10 +144,10 @@ class DirectPreference(Objective):
     items: ScoredItems | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        model = _model_of(self.judgements, self.loss)
+        model = model_of_judgements(self.judgements, self.loss)
         _check_loss(self, model)
         object.__setattr__(self, "model", replace(model, score_model=ImplicitScores(), batch_size=None))
-        object.__setattr__(self, "digest", _digest(model))
+        object.__setattr__(self, "digest", fingerprint_of(model))
 
     @property
     def told(self) -> dict[str, Any]:
@@ -238,22 +237,30 @@ class DirectPreference(Objective):
         data = self.model.data
         if self.loss == "kto":
             reference = beta * jnp.maximum(policy.divergence(members[:, 0]), 0.0)
-            good = as_whole(data.labels)[index]
+            good = jnp.asarray(self._good)[index]
             weights = (self.desirable_weight, self.undesirable_weight)
-            lead = jnp.where(good == 1, 1.0, -1.0) * (rewards[:, 0] - reference)
+            lead = jnp.where(good, 1.0, -1.0) * (rewards[:, 0] - reference)
             return kto_losses(rewards[:, 0], good, reference, *weights), lead
         if self.loss == "ipo":
             outcome = jnp.asarray(data.outcomes, rewards.dtype)[index]
             difference = rewards[:, 0] - rewards[:, 1]
             return ipo_losses(difference / beta, outcome, beta), jnp.sign(outcome - 0.5) * difference
         outcome_given = self.model.outcome_given({**effects, ImplicitScores.site: rewards}, index, lambda _: rewards)
-        seen = as_whole(self.model.observed)[index]
+        seen = self.model.outcomes[index]
         losses = likelihood_losses(outcome_given, seen, self.label_smoothing, robust=self.loss == "robust")
-        if data.labels is not None:
-            good = as_whole(data.labels)[index]
-            return losses, jnp.where(good == 1, 1.0, -1.0) * (rewards[:, 0] - effects["threshold"])
+        if self._good is not None:
+            threshold = effects.get("threshold", rewards[:, 0].mean())
+            return losses, jnp.where(jnp.asarray(self._good)[index], 1.0, -1.0) * (rewards[:, 0] - threshold)
         best, worst = (jnp.take_along_axis(rewards, at[index], -1)[:, 0] for at in self._ends)
         return losses, best - worst
+
+    @property
+    def _good(self) -> np.ndarray | None:
+        """Which items of labels are good, or of ratings above their mean, [rows]; None for comparisons."""
+        data = self.model.data
+        if data.labels is not None:
+            return np.asarray(data.labels == 1)
+        return None if data.ratings is None else np.asarray(data.ratings > data.ratings.mean())
 
     @property
     def _ends(self) -> tuple[Array, Array]:
@@ -266,16 +273,15 @@ class DirectPreference(Objective):
 
     def _metrics(self, ratios: Array, lead: Array, index: Array) -> dict[str, Array]:
         """Return means over rows: how often the reward agrees with them, by how much, and both log-ratios, nats."""
-        data = self.model.data
-        tied = np.zeros(len(data), bool) if data.labels is not None else ~(data.ranks > 0).any(-1)
+        data, known = self.model.data, self._good
+        tied = np.zeros(len(data), bool) if known is not None else ~(data.ranks > 0).any(-1)
         told = jnp.asarray(~tied, ratios.dtype)[index]
-        if data.labels is not None:
-            good = jnp.asarray(data.labels == 1)[index]
-            share = max(float((data.labels == 1).mean()), 1e-9), max(float((data.labels == 0).mean()), 1e-9)
-            chosen = jnp.where(good, ratios[:, 0], 0.0).mean() / share[0]
-            rejected = jnp.where(good, 0.0, ratios[:, 0]).mean() / share[1]
-        else:
+        if known is None:
             chosen, rejected = (jnp.take_along_axis(ratios, at[index], -1).mean() for at in self._ends)
+        else:
+            good, share = jnp.asarray(known)[index], float(known.mean())
+            chosen = jnp.where(good, ratios[:, 0], 0.0).mean() / max(share, 1e-9)
+            rejected = jnp.where(good, 0.0, ratios[:, 0]).mean() / max(1 - share, 1e-9)
         right = jnp.where(lead == 0, 0.5, lead > 0)
         count = max(float((~tied).mean()), 1e-9)
         return {
@@ -299,45 +305,6 @@ class DirectPreference(Objective):
         return info._replace(metrics=info.metrics | told)
 
 
-def _model_of(judgements: PreferenceModel | PreferenceData, loss: DirectLoss) -> PreferenceModel:
-    """Return the model of the judgements; for KTO, pairs become labels."""
-    data = judgements.data if isinstance(judgements, PreferenceModel) else judgements
-    if loss in ("ipo", "kto"):
-        if isinstance(judgements, PreferenceModel) and set(judgements.priors) - {judgements.score_model.site}:
-            raise PreferenceError(
-                f"loss={loss!r} is no likelihood, and the model has effects beside scores "
-                f"({', '.join(name for name in judgements.priors if name != judgements.score_model.site)}); pass the "
-                "data alone, or loss='likelihood'"
-            )
-        if data.kind != "pairs" and not (loss == "kto" and data.kind == "labels"):
-            wanted = "pairs" if loss == "ipo" else "labels, or pairs whose chosen items are good"
-            raise PreferenceError(f"loss={loss!r} got {data.kind}; pass {wanted}")
-        if loss == "kto" and data.kind == "pairs":
-            data = _as_labels(data)
-        # Where it comes to likelihoods, ties need a model; IPO has a target for them.
-        return PreferenceModel(data, FreeScores(data.items, 1.0), "bradley_terry", None)
-    if isinstance(judgements, PreferenceModel):
-        if not isinstance(judgements.score_model, FreeScores):
-            raise PreferenceError(
-                "the policy itself gives the scores, and the model has features=; leave them out of the model"
-            )
-        return judgements
-    made: PreferenceModel = plackett_luce(data) if data.kind == "rankings" else bradley_terry(data)
-    return made
-
-
-def _as_labels(data: PreferenceData) -> PreferenceData:
-    """Call the winner of each pair good, and the loser bad."""
-    if data.num_ties:
-        raise PreferenceError(f"loss='kto' got {data.num_ties} ties, of which neither item is good; leave them out")
-    labels = (data.ranks == 0).astype(int).reshape(-1)
-    members = data.members.reshape(-1, 1)
-    annotator = None if data.annotator is None else np.repeat(data.annotator, 2)
-    return replace(
-        data, kind="labels", members=members, ranks=np.zeros_like(members), labels=labels, annotator=annotator
-    )
-
-
 def _check_loss(given: "DirectPreference", model: PreferenceModel) -> None:
     """Refuse options that the loss or the data do not take."""
     if not len(model.data):
@@ -346,20 +313,11 @@ def _check_loss(given: "DirectPreference", model: PreferenceModel) -> None:
         raise PreferenceError(
             "loss='robust' needs the share of flipped labels; pass label_smoothing=0.1, or loss='likelihood'"
         )
-    if given.label_smoothing > 0 and model.data.kind == "rankings":
-        raise PreferenceError("label_smoothing= is of two outcomes, and the data are rankings; leave it out")
+    if given.label_smoothing > 0 and model.data.kind not in ("pairs", "labels"):
+        raise PreferenceError(f"label_smoothing= is of two outcomes, and the data are {model.data.kind}; leave it out")
     if given.clip is not None and model.data.kind != "pairs":
         raise PreferenceError(f"clip= is of differences of pairs, and the data are {model.data.kind}; leave it out")
     if given.regularizer == "alpha" and given.alpha is None:
         raise PreferenceError("regularizer='alpha' needs its order; pass alpha=0.5, for instance")
     if given.alpha in (0.0, 1.0):
         raise PreferenceError(f"alpha={given.alpha:g} is a KL; use regularizer='kl' (1) or 'forward_kl' (0)")
-
-
-def _digest(model: PreferenceModel) -> str:
-    """Return a short fingerprint of data and model, for run folders."""
-    data = model.data
-    fingerprint = hashlib.sha256(repr((model.name, model.ties, model.position, data.kind, data.items)).encode())
-    for array in (data.members, data.ranks, data.labels, data.annotator, model.lengths):
-        fingerprint.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-    return fingerprint.hexdigest()[:16]

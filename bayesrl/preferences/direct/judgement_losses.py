@@ -47,10 +47,10 @@ def kto_losses(reward: Array, good: Array, reference: Array, desirable: float, u
 
     Args:
         reward: implicit reward of each item, [rows].
-        good: 1 or 0, [rows].
+        good: whether it is, [rows].
         reference: z₀ = β·KL(q‖π₀), at least 0, [].
         desirable: λ of good items.
         undesirable: λ of bad ones.
     """
-    sign, weight = jnp.where(good == 1, 1.0, -1.0), jnp.where(good == 1, desirable, undesirable)
+    sign, weight = jnp.where(good, 1.0, -1.0), jnp.where(good, desirable, undesirable)
     return weight * jax.nn.sigmoid(-sign * (reward - reference))
