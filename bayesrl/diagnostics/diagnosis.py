@@ -114,15 +114,8 @@ def diagnose(
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     found, reason = None, ""
     try:
-        found = evidence(
-            own_key,
-            posterior,
-            method=method,
-            optimum=optimum,
-            reward_bound=reward_bound,
-            num_samples=num_samples,
-            max_count=max_count,
-        )
+        options: dict[str, Any] = {"method": method, "optimum": optimum, "reward_bound": reward_bound}
+        found = evidence(own_key, posterior, **options, num_samples=num_samples, max_count=max_count)
     except EngineError as error:
         # A policy without actions has no p*; the checks of the training still apply.
         if posterior.programs is None or posterior.programs.structure.actions:
