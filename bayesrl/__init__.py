@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import coverage
     from bayesrl.diagnostics.reward_kl_frontier import frontier
-    from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
+    from bayesrl.diagnostics.simulation_based_calibration import (
+        calibrate,
+        exact_inference,
+        nuts_inference,
+        svi_inference,
+    )
     from bayesrl.display.section import Section
     from bayesrl.exact.enumeration import enumerate_posterior
     from bayesrl.exact.weighted_draws import WeightedDraws
@@ -48,7 +53,12 @@ _HOMES = {
     "bayesrl.diagnostics.diagnosis": ("diagnose",),
     "bayesrl.diagnostics.engines.side_by_side": ("compare_engines",),
     "bayesrl.diagnostics.hpd_coverage": ("coverage",),
-    "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
+    "bayesrl.diagnostics.simulation_based_calibration": (
+        "exact_inference",
+        "nuts_inference",
+        "svi_inference",
+        "calibrate",
+    ),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.evidence.result": ("Evidence",),
     "bayesrl.display.section": ("Section",),
@@ -116,6 +126,7 @@ __all__ = [
     "load_learning_problem",
     "load_problem",
     "log_density",
+    "nuts_inference",
     "objectives",
     "power",
     "preferences",

@@ -1,6 +1,7 @@
 """`calibrate`: check by simulation whether inference recovers the values that generated the data."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
 from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import State, StepConfig, run_chunk, start
-from bayesrl.typing import Numbers, PRNGKey, Program
+from bayesrl.typing import PRNGKey, Program
 from bayesrl.value_checks import format_value
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
@@ -36,6 +37,18 @@ type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
 
 type Inference = Callable[[PRNGKey, Program, tuple[Any, ...], int], Drawer]
 """Prepares inference for a program on example arguments: (key, program, args, num_samples) → `Drawer`."""
+
+
+@dataclass(frozen=True)
+class HostDrawer:
+    """A `Drawer` that JAX cannot trace: it is called for one data set after another, with NumPy arrays."""
+
+    draw: Drawer
+
+    def __call__(self, key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Draw given arguments."""
+        return self.draw(key, args)
+
 
 _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
@@ -103,11 +116,13 @@ def calibrate(
     program = partial(_given, frozen)
     example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # x[0] of a NumPy vector is no array
     drawer = _prepared(svi_inference() if infer is None else infer, infer_key, program, example, num_samples)
-    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_samples)
+    keys = split(run_key, num_replications)
+    made = _draws_on_host(drawer, keys, data, args)
+    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], (truth, made)), num_samples)
 
-    def one(given: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
-        own_key, theta, y = given
-        draws = drawer(own_key, (y, *args))
+    def one(given: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+        own_key, theta, y, ready = given
+        draws = ready or drawer(own_key, (y, *args))
         # The truth is the first row of the batch, so that values equal to it score equally to the last bit.
         everything = {n: jnp.concatenate([theta[n][None], jnp.asarray(draws[n])]) for n in theta}
         values = jax.vmap(lambda sites: _quantities(program, structure, (y, *args), sites))(everything)
@@ -115,7 +130,7 @@ def calibrate(
 
     # Not one vmap: that would hold the fits to all data sets in memory at once.
     run = jax.jit(lambda given: jax.lax.map(one, given, batch_size=min(_AT_ONCE, num_replications)))
-    below, equal, bad = (np.asarray(x) for x in run((split(run_key, num_replications), truth, data)))
+    below, equal, bad = (np.asarray(x) for x in run((keys, truth, data, made)))
     names = _names(structure)
     if bad.any():
         worst = int(bad.any(0).argmax())
@@ -157,10 +172,19 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
     return drawer
 
 
-def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_samples: int) -> None:
+def _draws_on_host(drawer: Drawer, keys: Any, data: dict[str, Any], args: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    """Draw for one data set after another, [data sets, num_samples, ...]; nothing yet where JAX can trace."""
+    if not isinstance(drawer, HostDrawer):
+        return {}
+    parts = [drawer(key, (jax.tree.map(lambda x, at=at: x[at, ...], data), *args)) for at, key in enumerate(keys)]
+    return {name: np.stack([np.asarray(part[name], np.float32) for part in parts]) for name in parts[0]}
+
+
+def _check_draws(drawer: Drawer, args: tuple[Any, ...], known: Any, num_samples: int) -> None:
     """Refuse inference that JAX cannot trace or whose draws do not match the latent sites."""
+    theta, draws = known
     try:
-        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), key_from_seed(0), args[0])
+        draws = draws or jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), key_from_seed(0), args[0])
     except jax.errors.JAXTypeError as error:
         reason = str(error).partition("\n")[0]
         raise EngineError(
@@ -271,6 +295,50 @@ def svi_inference(
     return prepare
 
 
+@checked(EngineError)
+def nuts_inference(*, num_warmup: Count = 200, thinning: Count = 3) -> Inference:
+    """Infer by NUTS, for programs whose latent sites are continuous: one chain for every data set.
+
+    Args:
+        num_warmup: steps of the chain that are thrown away.
+        thinning: steps of the chain for each draw, so that draws are nearly independent.
+
+    Raises:
+        EngineError: a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def location(y):
+        ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("datum", len(y)):
+        ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        >>> infer = bayesrl.nuts_inference(num_warmup=50)
+        >>> bayesrl.calibrate(jax.random.key(0), location, jnp.zeros(3), infer=infer, num_replications=20).names
+        ('theta', 'log p(y|θ)')
+
+    References:
+        Hoffman & Gelman (2014), "The No-U-Turn sampler".
+    """
+
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
+        structure = inspect(key, program, *args)
+        if discrete := [site.name for site in structure.sites if site.latent and site.discrete]:
+            raise EngineError(f"NUTS moves continuous sites, and {discrete[0]!r} is discrete; use exact_inference()")
+
+        def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
+            from numpyro.infer import MCMC, NUTS
+
+            steps = {"num_warmup": num_warmup, "num_samples": thinning * num_samples, "thinning": thinning}
+            chain = MCMC(NUTS(program), **steps, num_chains=1, progress_bar=False)
+            chain.run(key, *args)
+            found: dict[str, Array] = chain.get_samples()
+            return found
+
+        return draw
+
+    return prepare
+
+
 def exact_inference() -> Inference:
     """Infer exactly by enumerating all assignments; all latent sites must be discrete and few.
 
@@ -315,4 +383,8 @@ def _one_problem(structure: Structure) -> Structure:
     return Structure(structure.sites, ())
 
 
-_MAKERS: dict[Any, str] = {svi_inference: "svi_inference", exact_inference: "exact_inference"}
+_MAKERS: dict[Any, str] = {
+    svi_inference: "svi_inference",
+    nuts_inference: "nuts_inference",
+    exact_inference: "exact_inference",
+}

@@ -1,5 +1,6 @@
 """Preferences: judgements of people as data, and posteriors over the rewards behind them."""
 
+from bayesrl.preferences.calibrated_inference import score_inference
 from bayesrl.preferences.comparison_models import bradley_terry, gaussian_ratings, plackett_luce, thurstone
 from bayesrl.preferences.direct.direct_preference import DirectPreference
 from bayesrl.preferences.inference import infer
@@ -18,5 +19,6 @@ __all__ = [
     "infer",
     "plackett_luce",
     "read",
+    "score_inference",
     "thurstone",
 ]

@@ -28,6 +28,8 @@ from bayesrl.preferences.score_models import LinearScores, ScoreModel, as_real, 
 OUTCOME, TEMPERATURE = "outcome", "log_temperature"
 _ANNOTATOR_SCALE = 0.5
 """Prior standard deviation of an annotator's log-temperature."""
+_RANKS_OF = np.array([[0, 1], [1, 0], [0, 0]])
+"""Ranks of the first and the second of a pair, by `FIRST`, `SECOND` and `TIE`."""
 _OFFSET_SCALE = 10.0
 """Prior standard deviation of what all ratings have in common."""
 
@@ -164,6 +166,19 @@ class PreferenceModel:
             )
         check_outcomes(made)
         return made
+
+    def with_outcomes(self, outcomes: Any) -> "PreferenceModel":
+        """Return the same model with other outcomes, as `observed` has them, such as simulated ones."""
+        values = np.asarray(outcomes)
+        if self.data.kind == "ratings":
+            data = replace(self.data, ratings=values.astype(float))
+        elif self.data.kind == "labels":
+            data = replace(self.data, labels=values.astype(int))
+        elif self.name == "plackett_luce":
+            data = replace(self.data, ranks=values.astype(int))
+        else:
+            data = replace(self.data, ranks=_RANKS_OF[values.astype(int)])
+        return replace(self, data=data)
 
     def over_all_data(self) -> "PreferenceModel":
         """Return the same model without mini-batches of rows."""

@@ -25,7 +25,8 @@ CHEAP = (
     r"control\.(ActorCritic|CartPole|Pendulum|LinearValues|EnsembleValues|TabularMDP|Rollout|NetworkPolicy)"
     r"|control\.(LinearPolicy|TablePolicy|boltzmann|epsilon_greedy|prior_mixture|deep_sea|river_swim|grid_world|squashed_normal)"
     r"|bandits\.(\w+Arms|gittins_index|bayes_optimal_regret)|objectives\.\w+|guides\.\w+|lm\.LoRA"
-    r"|rewards\.(contains|exact_match|number_match|regex_match|token_reward)|bayesrl\.(ReuseDraws|svi_inference|Problem|full_data|tilt)"
+    r"|rewards\.(contains|exact_match|number_match|regex_match|token_reward)|PreferenceData\.of_\w+"
+    r"|bayesrl\.(ReuseDraws|svi_inference|Problem|full_data|tilt)"
 )
 
 

@@ -120,6 +120,12 @@ def test_refusals() -> None:
         with numpyro.plate("datum", len(y), subsample_size=2) as i:
             numpyro.sample("y", dist.Normal(x, 1), obs=y[i])
 
+    def coin(y: Array) -> None:
+        fair = numpyro.sample("fair", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(fair, 1), obs=y)
+
+    with pytest.raises(EngineError, match="NUTS moves continuous sites, and 'fair' is discrete"):
+        calibrate(KEY, coin, jnp.zeros(()), infer=bayesrl.nuts_inference())
     with pytest.raises(PolicyError, match="reward site 'r'"):
         calibrate(KEY, rewarded)
     with pytest.raises(PolicyError, match="no observed site"):

@@ -275,6 +275,8 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: st
         (lambda: PreferenceData.of_pairs([0], [1], 0.3), "outcome holds 0.3"),
         (lambda: PreferenceData.of_pairs([0.5], [1]), "first must be whole numbers"),
         (lambda: PreferenceData.of_pairs([0], [3], num_items=2), "there is an item 3; use at least 4"),
+        (lambda: PreferenceData.of_pairs([0, 1], [1]), r"first, second and outcome have 2, 1 and \[\] entries"),
+        (lambda: PreferenceData.of_pairs([0], [1], [1, 0]), r"have 1, 1 and \[2\] entries; pass one of each"),
         (lambda: PreferenceData.of_pairs([0], [1], annotator=["a", "b"]), "annotator has 2 entries for 1 rows"),
         (lambda: PreferenceData.of_rankings([[0, 1, 0]]), "name two items or more, each once"),
         (lambda: PreferenceData.of_rankings([[0]]), "name two items or more"),
@@ -290,4 +292,4 @@ def test_bad_arguments_are_refused(call: Any, message: str) -> None:
 
 
 def test_the_room_has_few_names() -> None:
-    assert len(preferences.__all__) <= 9
+    assert len(preferences.__all__) <= 10

@@ -10,8 +10,16 @@ from scipy.stats import multivariate_normal
 
 import bayesrl
 from bayesrl.errors import PreferenceError
-from bayesrl.preferences import PreferenceData, RewardPosterior, bradley_terry, gaussian_ratings, infer, plackett_luce
-from bayesrl.preferences.engines.gaussian_guide import gaussian_guide
+from bayesrl.preferences import (
+    PreferenceData,
+    RewardPosterior,
+    bradley_terry,
+    gaussian_ratings,
+    infer,
+    plackett_luce,
+    score_inference,
+    thurstone,
+)
 from bayesrl.preferences.preference_program import PreferenceModel
 
 WINS, GAMES, PAIRS = (7, 6, 9), 10, ((0, 1), (1, 2), (0, 2))
@@ -179,11 +187,39 @@ def test_ratings_have_a_closed_form() -> None:
         infer(jax.random.key(3), bradley_terry(THREE), method="conjugate")
 
 
-def test_inference_is_calibrated() -> None:
-    model = bradley_terry(PreferenceData.of_pairs([0, 0, 1, 0, 1], [1, 2, 2, 1, 2]))
-    infer_by = bayesrl.svi_inference(guide=lambda data: gaussian_guide(model)(), num_steps=200, learning_rate=0.05)
-    found = bayesrl.calibrate(jax.random.key(8), model, infer=infer_by, num_replications=100)
+FEW = PreferenceData.of_pairs([0, 0, 1, 0, 1], [1, 2, 2, 1, 2])
+RANKED = PreferenceData.of_rankings([[0, 1, 2]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (plackett_luce(RANKED, ties="davidson_luce"), {"method": "laplace"}),
+        (thurstone(PreferenceData.of_labels([0, 1, 0], [1, 0, 1])), {"method": "gibbs", "num_warmup": 30}),
+        (gaussian_ratings(PreferenceData.of_ratings([0, 1, 0], [1, 0, 1])), {"method": "conjugate"}),
+        (bradley_terry(FEW), {"method": "nuts", "num_warmup": 100}),
+        (bradley_terry(FEW), {"method": "fit", "num_steps": 200}),
+    ],
+)
+def test_inference_is_calibrated(model: PreferenceModel, options: dict[str, Any]) -> None:
+    found = bayesrl.calibrate(
+        jax.random.key(8), model, infer=score_inference(model, **options), num_replications=60, num_samples=39
+    )
     assert found.verdict == "pass"
+    assert set(found.names) >= {"log p(y|θ)"}
+
+
+def test_another_prior_is_not_calibrated() -> None:
+    data = PreferenceData.of_ratings([0, 1, 0], [1, 0, 1])
+    wrong = score_inference(gaussian_ratings(data, scale=0.2), method="conjugate")
+    found = bayesrl.calibrate(jax.random.key(8), gaussian_ratings(data), infer=wrong, num_replications=60)
+    assert found.verdict == "fail"
+    with pytest.raises(PreferenceError, match="takes gaussian_ratings, and got"):
+        bayesrl.calibrate(
+            jax.random.key(8), bradley_terry(FEW), infer=score_inference(bradley_terry(FEW), method="conjugate")
+        )
+    with pytest.raises(PreferenceError, match="num_steps=3, which nothing would read: only method='fit'"):
+        score_inference(bradley_terry(FEW), num_steps=3)
 
 
 def test_scores_linear_in_features_reach_new_items() -> None:

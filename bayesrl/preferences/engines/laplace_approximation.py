@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
+from numpyro import handlers
 from numpyro.infer.util import log_density
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 
+from bayesrl.compilation.jit import trace_once
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
 from bayesrl.errors import PreferenceError
-from bayesrl.preferences.preference_program import PreferenceModel
+from bayesrl.preferences.preference_program import OUTCOME, PreferenceModel
 from bayesrl.statistics.estimates import Estimate
+
+type _OfVector = Callable[[Any], Any]
 
 _MAX_STEPS, _MAX_HALVINGS, _TOLERANCE = 200, 40, 1e-10
 _NUMBERS_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 2**20, 64, 2048
@@ -28,10 +31,12 @@ class FlatDensity:
     Attributes:
         model: the program.
         slices: where each site lies in the vector, and its shape.
+        programs: compiled functions of it, by name, which serve other outcomes of the same judgements too.
     """
 
     model: PreferenceModel
     slices: Mapping[str, tuple[slice, tuple[int, ...]]]
+    programs: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: PreferenceModel) -> "FlatDensity":
@@ -53,13 +58,21 @@ class FlatDensity:
             name: vectors[..., part].reshape(*vectors.shape[:-1], *shape) for name, (part, shape) in self.slices.items()
         }
 
-    def __call__(self, vector: Any) -> Any:
-        """Return log p(θ, y), nats."""
-        return log_density(self.model, (), {}, self.split(vector))[0]
+    def given(self, outcomes: Any) -> "FlatDensity":
+        """Return that of other outcomes of the same judgements."""
+        return replace(self, model=self.model.with_outcomes(outcomes))
 
-    @cached_property
-    def _compiled(self) -> Callable[[np.ndarray], Any]:
-        return jax.jit(jax.vmap(self))
+    def program(self, name: str, change: Callable[[_OfVector], _OfVector]) -> _OfVector:
+        """Compile a change of the function from a vector to log p(θ, y), nats, such as its slope."""
+        if name not in self.programs:
+            model = self.model
+
+            def run(vector: Any, outcomes: Any) -> Any:
+                seen = handlers.condition(model, {OUTCOME: outcomes})
+                return change(lambda at: log_density(seen, (), {}, self.split(at))[0])(vector)
+
+            self.programs[name] = trace_once(run, name=name)
+        return lambda vector: self.programs[name](vector, self.model.outcomes)
 
     def many(self, vectors: np.ndarray) -> np.ndarray:
         """Return log p(θ, y) of many vectors, [n, size] → [n]."""
@@ -67,7 +80,8 @@ class FlatDensity:
         size = max(_LEAST_AT_ONCE, min(_MOST_AT_ONCE, _NUMBERS_AT_ONCE // len(self.model.data)))
         padded = np.concatenate([vectors, np.zeros((-len(vectors) % size, self.size))])
         with jax.enable_x64(True):
-            parts = [np.asarray(self._compiled(part)) for part in np.split(padded, len(padded) // size)]
+            run = self.program("log_densities", jax.vmap)
+            parts = [np.asarray(run(part)) for part in np.split(padded, len(padded) // size)]
         return np.concatenate(parts)[: len(vectors)]
 
 
@@ -107,8 +121,8 @@ def laplace(density: FlatDensity) -> tuple[Gaussian, float]:
         PreferenceError: Newton's method does not settle, or its end is no maximum.
     """
     with jax.enable_x64(True):
-        value_and_slope = jax.jit(jax.value_and_grad(density))
-        curvature = jax.jit(jax.hessian(density))
+        value_and_slope = density.program("value_and_slope", jax.value_and_grad)
+        curvature = density.program("curvature", jax.hessian)
         mode = _maximise(value_and_slope, curvature, density.size)
         value, _ = value_and_slope(mode)
         precision = -np.asarray(curvature(mode))

@@ -86,8 +86,13 @@ class PreferenceData:
         Raises:
             PreferenceError: numbers are no whole numbers, or equal in a row; an outcome is another number.
         """
-        pairs = np.stack([_numbered(first, "first"), _numbered(second, "second")], -1)
-        results = np.broadcast_to(np.asarray(array_of(outcome), float), pairs.shape[:1])
+        sides, results = (_numbered(first, "first"), _numbered(second, "second")), np.asarray(array_of(outcome), float)
+        if len(sides[0]) != len(sides[1]) or results.shape not in ((), sides[0].shape):
+            raise PreferenceError(
+                f"first, second and outcome have {len(sides[0])}, {len(sides[1])} and {list(results.shape)} entries; "
+                "pass one of each for every row, or one outcome for all"
+            )
+        pairs, results = np.stack(sides, -1), np.broadcast_to(results, sides[0].shape)
         if wrong := sorted(set(results.tolist()) - {0.0, 0.5, 1.0}):
             raise PreferenceError(
                 f"outcome holds {wrong[0]:g}; use 1 (the first won), 0 (the second did) or 0.5 (a tie)"
@@ -113,6 +118,8 @@ class PreferenceData:
         Raises:
             PreferenceError: a ranking names an item twice, or fewer than two.
         """
+        if np.ndim(rankings) == 0 and not isinstance(rankings, Sequence):
+            raise PreferenceError("rankings must be a list of them, each a list of items; pass such as [[2, 0, 1]]")
         rows = [_numbered(row, f"ranking {number}") for number, row in enumerate(rankings)]
         for number, row in enumerate(rows):
             if len(set(row.tolist())) < len(row) or len(row) < 2:
@@ -170,8 +177,9 @@ class PreferenceData:
     def _with_annotators(self, annotator: Any) -> "PreferenceData":
         if annotator is None:
             return self
-        if len(annotator) != len(self):
-            raise PreferenceError(f"annotator has {len(annotator)} entries for {len(self)} rows; pass one for each")
+        count = len(annotator) if np.ndim(annotator) == 1 else "no list of"
+        if count != len(self):
+            raise PreferenceError(f"annotator has {count} entries for {len(self)} rows; pass one for each")
         known = tuple(dict.fromkeys(np.asarray(annotator).tolist()))
         numbers = np.asarray([known.index(who) for who in np.asarray(annotator).tolist()], int)
         return replace(self, annotator=numbers, annotators=known)
