@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.evidence.bounds import evidence
     from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import coverage
+    from bayesrl.diagnostics.proxy_trust import overoptimisation
     from bayesrl.diagnostics.reward_kl_frontier import frontier
     from bayesrl.diagnostics.simulation_based_calibration import (
         calibrate,
@@ -59,6 +60,7 @@ _HOMES = {
         "svi_inference",
         "calibrate",
     ),
+    "bayesrl.diagnostics.proxy_trust": ("overoptimisation",),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.evidence.result": ("Evidence",),
     "bayesrl.display.section": ("Section",),
@@ -128,6 +130,7 @@ __all__ = [
     "log_density",
     "nuts_inference",
     "objectives",
+    "overoptimisation",
     "power",
     "preferences",
     "rejection",

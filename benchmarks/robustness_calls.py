@@ -56,6 +56,7 @@ CALLS: dict[str, Call] = {
     "bayesrl.fit": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2, "progress": False},
     "bayesrl.fit_twist": lambda t: {"key": t.key, "policy": stroll, "beta": 1.0, "num_steps": 2, "progress": False},
     "bayesrl.frontier": lambda t: {"key": t.key, "posterior": t.sweep, "num_samples": 256},
+    "bayesrl.overoptimisation": lambda t: {"key": t.key, "policy": t.unsure, "beta": 1.0, "num_draws": 10},
     "bayesrl.importance": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 8},
     "bayesrl.init": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2},
     "bayesrl.step": lambda t: {"key": t.key, "state": bayesrl.init(t.key, bandit, beta=1.0)},
@@ -202,6 +203,7 @@ CALLS: dict[str, Call] = {
     "report.policy_figure": lambda t: {"posterior": t.posterior},
     "report.save_figures": lambda t: {"directory": ".", "posterior": t.posterior},
     "report.training_figure": lambda t: {"posterior": t.posterior},
+    "report.trust_figure": lambda t: {"found": bayesrl.overoptimisation(t.key, t.unsure, n=2, num_draws=10)},
     "report.weights_figure": lambda t: {"posterior": t.posterior},
 }  # fmt: skip
 

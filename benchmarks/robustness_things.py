@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
-from bayesrl import control, lm, objectives, preferences
+from bayesrl import control, lm, objectives, preferences, rewards
 from bayesrl.control import bandits
 from bayesrl.control.bandits.simulation import BanditRuns
 from bayesrl.control.exploration.beliefs import BetaBelief
@@ -21,6 +21,7 @@ from bayesrl.control.planning import PlanResult
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.text_samples import TextSamples
 from bayesrl.statistics.estimates import Estimates
+from bayesrl.typing import Program
 
 
 def bandit() -> None:
@@ -103,6 +104,16 @@ class Things:
     def rewards(self) -> preferences.RewardPosterior:
         """What they say of the scores."""
         return preferences.infer(self.key, preferences.bradley_terry(self.pairs), num_samples=4)
+
+    @cached_property
+    def unsure(self) -> Program:
+        """A bandit whose rewards are not known."""
+        reward = rewards.uncertain((np.zeros(3), np.eye(3)))
+
+        def unsure() -> None:
+            bayesrl.reward("pay", reward(numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))))
+
+        return unsure
 
     @cached_property
     def learned(self) -> control.LearnResult:

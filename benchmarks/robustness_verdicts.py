@@ -40,6 +40,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"PreferenceData\.of_\w+\.annotator", "container", {"[1]", "['a']", "[None]", "array [3]", "array [0.5]"}),
     (r"PreferenceData\.of_\w+\.(item|first|second|rating|label)", "numbers", {"[1]", "array [3]", "array [0.5]"}),
     (r"PreferenceData\.of_pairs\.(outcome|shown)", "own", {"0", "1", "0.5", "[1]", "array [0.5]", "True", "False"}),
+    (r"rewards\.uncertain\.reference", "numbers", {"0", "1", "old key"}),
     (r"lm\.policy\.top_k", "count", {"0"}),
     (r"objectives\.BestOfN\.n", "count", _WHOLE),
     (r"bayesrl\.best_of\.n", "count", {*_WHOLE, "[1]", "array [3]"}),
@@ -65,7 +66,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      {*_ANY_REAL, "array [3]", "array [0.5]", "[1]"}),
     (r".*\.(beta|start_beta)", "number", {*_FROM_ZERO, "array [3]", "array [0.5]", "[1]", "array of 2 × 2 × 2"}),
     (r".*\.(tolerance|learning_rate|log_z_rate|noise|scale|prior_scale|reward_scale|temperature|clip"
-     r"|time_limit|seconds|mass|length|a|b|\w+_mass|half_length)", "number", _REAL),
+     r"|time_limit|seconds|mass|length|a|b|sds|\w+_mass|half_length)", "number", _REAL),
     (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
      r"|unbounded|within_prior|starts_at_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special"
      r"|continues|special|recurrent|merge|mean|quasi)", "flag", {"True", "False"}),
@@ -84,7 +85,8 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
     (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.init\.dtype", "own", {"None"}),
     (r".*\.(keep|config|generation|adapter|special_map|made_of)", "settings", {"{}", "{'a': 1}"}),
-    (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options|engines)", "container", {"{}"}),
+    (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options|engines|overoptimisation)", "container",
+     {"{}"}),
     (r".*\.(texts|prompts|room_for|labels|names|action_names)", "container",
      {"[]", "()", "['a']", "array []", "array of texts"}),
     (r".*\.(args|held_out|sections|parts|rows|windowed|unturned|enumerated|chosen)", "container",

@@ -1,17 +1,34 @@
 """Turn fits on mini-batches into fits on all data: every diagnostic looks at those."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
 
+from bayesrl.argument_types import Requirement, checker
 from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.typing import Params
+from bayesrl.typing import Params, Program
+
+type PolicyOrPosterior = Annotated[
+    Program | Posterior,
+    Requirement(
+        f"a NumPyro program, or a Posterior, {Posterior.GIVEN_BY}",
+        lambda value: isinstance(value, Posterior) or _is_program(value),
+        any_type=True,
+        error=PolicyError,
+    ),
+]
+"""A program, or a fit of one."""
+
+
+def _is_program(value: Any) -> bool:
+    refuses = checker(Program)
+    return refuses is None or refuses(value) is None
 
 
 def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:

@@ -1,15 +1,16 @@
 """`diagnose`: whether you can trust a fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from bayesrl.arguments import CountOrZero, Untraced, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.random_keys import split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.diagnostics.checks import (
     Check,
     checks_listing,
@@ -28,12 +29,16 @@ from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import worth_of
+from bayesrl.diagnostics.proxy_gains import Overoptimisation, trust_check
+from bayesrl.diagnostics.proxy_trust import trust_of
 from bayesrl.display.tables import Displayable, DisplayBlock, Line
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.regularized import minimised_loss
 from bayesrl.statistics.regularizer_names import distils, learns_directly
 from bayesrl.typing import PRNGKey
+
+_OF_TRUST = 3  # the number to fold a key with for draws of the reward
 
 type Verdict = Literal["pass", "fail", "unknown"]
 
@@ -48,19 +53,22 @@ class Diagnosis(Displayable):
         explanation: why, and what would settle it.
         checks: every question and its answer.
         evidence: what the first checks rest on; None if p* cannot be approached at all.
+        trust: how far the fit may be followed, if its reward is not known; the check "trust" rests on it.
     """
 
     verdict: Verdict
     explanation: str
     checks: tuple[Check, ...]
     evidence: Evidence | None
+    trust: Overoptimisation | None = None
 
     def __getitem__(self, name: str) -> Check:
         return next(check for check in self.checks if check.name == name)
 
     def _blocks(self) -> Sequence[DisplayBlock]:
         numbers = () if self.evidence is None else self.evidence._blocks()
-        return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers)
+        gains = () if self.trust is None else self.trust._blocks()
+        return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers, *gains)
 
 
 @checked(EngineError, *KNOWN, Untraced("call it outside: it compiles its own programs"))
@@ -76,6 +84,7 @@ def diagnose(
     num_samples: Annotated[int, integer_range(256)] = 2**17,
     max_count: CountOrZero = MAX_COUNT,
     held_out_evidence: Evidence | None = None,
+    overoptimisation: Overoptimisation | None = None,
 ) -> Diagnosis:
     """Check a fit in every way that shows whether you can trust it, and give one verdict.
 
@@ -92,6 +101,8 @@ def diagnose(
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
         held_out_evidence: evidence about the fit on `held_out`, if you already have it.
+        overoptimisation: what `overoptimisation` found of it, if you already have it; otherwise it is found from a few
+            draws where the total reward is a `rewards.uncertain`.
 
     Returns:
         `Diagnosis`; its checks describe the worst β.
@@ -123,8 +134,7 @@ def diagnose(
         reason = str(error)
     objective, trend = _training(best)
     direct = best.settings.get("direct")
-    gain, entropy = _gain(found, objective, direct), _entropies(best)
-    checks = []
+    gain, entropy, checks = _gain(found, objective, direct), _entropies(best), list[Check]()
     if found is not None:
         coverage = coverage_check(found)
         remedy = suggest_remedy(
@@ -143,13 +153,13 @@ def diagnose(
         steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
         checks += [convergence_check(trend if finite else None, gain), skipped_check(skipped, steps)]
     if held_out is not None and found is not None:
-        try:
-            other = held_out_evidence or evaluate_fit(other_key, posterior, *held_out, max_count=max_count)
-            checks.append(held_out_check(found, other.objective.mean))
-        except EngineError as error:
-            explanation = f"not scored: {error}."
-            checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
-    return Diagnosis(*_verdict(checks := _advise(posterior, checks), reason, found, direct), tuple(checks), found)
+        score = partial(evaluate_fit, other_key, posterior, *held_out, max_count=max_count)
+        checks.append(_held_out(found, held_out_evidence, score))
+    trust = overoptimisation or trust_of(fold_in(key, _OF_TRUST), posterior)
+    checks += [] if trust is None else [trust_check(trust)]
+    return Diagnosis(
+        *_verdict(checks := _advise(posterior, checks), reason, found, direct), tuple(checks), found, trust
+    )
 
 
 _LOWER_RATE = "lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
@@ -157,6 +167,15 @@ _LEADS_ELSEWHERE = (
     "the judgements lead elsewhere than this reward, or are too few: give more of them, or fit the reward itself "
     "(objective=ReverseKL())."
 )
+
+
+def _held_out(found: Evidence, known: Evidence | None, score: Callable[[], Evidence]) -> Check:
+    """Compare J on other arguments, scored unless that is known."""
+    try:
+        return held_out_check(found, (known or score()).objective.mean)
+    except EngineError as error:
+        explanation = f"not scored: {error}."
+        return Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments")
 
 
 def _advise(posterior: Posterior, checks: list[Check]) -> list[Check]:
@@ -259,6 +278,8 @@ def _judged(checks: list[Check], reason: str) -> tuple[Verdict, str]:
     for name in ("gap", "mode coverage", "skipped steps", "convergence"):
         if name in by_name and by_name[name].outcome == "fail":
             return "fail", f"The fit is not good: {by_name[name].explanation}"
+    if "trust" in by_name and by_name["trust"].outcome == "fail":
+        return "fail", f"The reward is not to be trusted so far: {by_name['trust'].explanation}"
     gap = by_name.get("gap")
     if gap is None:
         return "unknown", f"Whether the fit is good cannot be told: {reason}."

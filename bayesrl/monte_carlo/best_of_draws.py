@@ -50,7 +50,7 @@ _ELEMENTS = 2**22
 def _are_counts(value: Any) -> bool:
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     whole = array.ndim <= 1 and array.size > 0 and np.issubdtype(array.dtype, np.integer)
     return bool(whole and (array >= 1).all() and (array <= MOST).all())

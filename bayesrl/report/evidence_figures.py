@@ -7,6 +7,7 @@ import numpy as np
 from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.engines.engine_table import EngineComparison, ends_of, label_of
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.proxy_gains import Overoptimisation
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.regularizers import make_regularizer
@@ -159,6 +160,45 @@ def over_optimisation_figure(
         other.spines["right"].set_visible(True)
     if turning_point is not None:
         axes.axvline(turning_point, color=GOLD, ls=":", lw=1.3)
+    legend_above(figure)
+    return figure
+
+
+@checked(PolicyError)
+def trust_figure(found: Overoptimisation) -> "Figure":
+    """Draw gains over the prior policy against KL: the proxy, the true reward as predicted with its interval, and gold.
+
+    A line marks where the lower end turns down.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl import rewards
+        >>> from bayesrl.report import trust_figure
+        >>> reward = rewards.uncertain((np.array([0.0, 0.5, 0.6]), np.diag([0.01, 0.01, 1.0])))
+        >>> def bandit():
+        ...     bayesrl.reward("score", reward(numpyro.sample("item", dist.Categorical(logits=jnp.zeros(3)))))
+        >>> found = bayesrl.overoptimisation(jax.random.key(0), bandit, beta=jnp.array([0.3, 1.0]))
+        >>> trust_figure(found).axes[0].get_ylabel()
+        'gain over the prior policy'
+    """
+    figure, axes = panel()
+    kl = np.asarray(found.kl.mean)
+    axes.axhline(0.0, color="#888888", lw=0.8)
+    axes.fill_between(kl, found.lower, found.upper, color=TARGET, alpha=0.2, lw=0, label=f"true, {found.level:.0%}")
+    for part, colour, label in (
+        (found.predicted, TARGET, "true, predicted"),
+        (found.proxy, FITTED, "proxy"),
+        *([(found.gold, GOLD, "gold")] if found.gold is not None else []),
+    ):
+        axes.plot(kl, part.mean, color=colour, lw=0.8, alpha=0.6)
+        _points(axes, kl, part, colour, label)
+    if found.turning_point is not None:
+        axes.axvline(kl[int(found.lower.argmax())], color=TARGET, ls=":", lw=1.3)
+    for i in {0, len(kl) - 1}:
+        at = (float(kl[i]), float(found.lower[i]))
+        label = f"{found.symbol} = {found.strength[i]:.3g}"
+        axes.annotate(label, at, (3, -10), textcoords="offset points", fontsize=8, ha="left" if i == 0 else "right")
+    style_axes(axes, "KL to prior  (nats)", "gain over the prior policy")
     legend_above(figure)
     return figure
 

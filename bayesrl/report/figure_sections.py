@@ -17,6 +17,7 @@ from bayesrl.report.evidence_figures import (
     objective_figure,
     over_optimisation_figure,
     restarts_figure,
+    trust_figure,
     turning_kl,
     weights_figure,
 )
@@ -58,6 +59,12 @@ def figure_parts(fits: Sequence[FitResults]) -> Iterator[Part]:
         ("Frontier", _frontier_caption(fits), _frontier),
         ("Best of n", "What choosing the best of n draws of the prior earns, and what it costs in KL.", _best_of_n),
         ("Over-optimisation", "Whether more of the reward is still more of what it stands for.", _gold),
+        (
+            "How far to follow the reward",
+            "The reward is not known: what the true one may be at each point, over the posterior. Gains are over the "
+            "prior policy. Good: the whole interval is above 0, and its lower end still rises.",
+            _trust,
+        ),
         (
             "Training and held-out data",
             "What holds on data that was not trained on. Good: numbers near those of training.",
@@ -278,6 +285,19 @@ def _gold(fit: FitResults) -> Iterator[Content]:
     else:
         figure = over_optimisation_figure(training.kl, training.reward, training.metrics[fit.gold], fit.gold)
         yield CaptionedFigure(figure, caption)
+
+
+def _trust(fit: FitResults) -> Iterator[Content]:
+    found = fit.trust
+    if found is None:
+        return
+    yield CaptionedFigure(trust_figure(found), f"Proxy and true reward against KL, {found.level:.0%} of the posterior.")
+    yield found.table()
+    yield (
+        f"{found.explanation} P(worse) is the probability that the prior policy is better, P(best) that the true "
+        "reward is greatest there, and “bought” the share of what is not known of single draws that does not average "
+        "out."
+    )
 
 
 def _held_out(fit: FitResults) -> Iterator[Content]:

@@ -16,6 +16,8 @@ from bayesrl.diagnostics.evidence.bounds import estimate_metrics, evaluate_fit
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.proxy_gains import Overoptimisation
+from bayesrl.diagnostics.proxy_trust import trust_of
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.diagnostics.reward_kl_frontier import frontier as find_frontier
 from bayesrl.display.formatting import has_mean
@@ -57,6 +59,7 @@ class FitResults:
         about: one line on what the problem is.
         engines: what other engines say of the same optimum, if that was asked.
         best_of: the best of n draws of the prior, at several n.
+        trust: how far the fit may be followed, if its reward is not known.
     """
 
     name: str
@@ -74,6 +77,7 @@ class FitResults:
     about: str = ""
     engines: EngineComparison | None = None
     best_of: BestOfDraws | None = None
+    trust: Overoptimisation | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -107,6 +111,7 @@ def collect(
     about: str = "",
     engines: EngineComparison | Mapping[str, Any] | None = None,
     best_of: Sequence[int] | None = None,
+    trust: Overoptimisation | None = None,
 ) -> FitResults:
     """Compute everything that the report shows of one fit, but for what is given: diagnosis, frontier, evidence.
 
@@ -131,20 +136,28 @@ def collect(
     programs = posterior.programs
     metrics = () if programs is None else programs.structure.names("metric")
     if gold is not None and programs is not None and gold not in metrics:
-        known = ", ".join(f"“{name}”" for name in metrics) or "none"
-        missing_parts.append(
-            f"The program has no deterministic site “{gold}” to compare with the reward; its sites: {known}."
-        )
+        missing_parts.append(_no_gold(gold, metrics))
     if held_out is not None and programs is not None and posterior.statistics and held_out_evidence is None:
         held_out_evidence = attempt(
             "Held-out data was not scored", lambda: evaluate_fit(held_out_key, posterior, *held_out)
+        )
+    if trust is None and diagnosis is not None and diagnosis.trust is not None and gold is None:
+        trust = diagnosis.trust
+    elif trust is None:
+        trust = attempt(
+            "What the reward is worth is not shown", lambda: trust_of(fold_in(draw_key, 2), posterior, gold)
         )
     if diagnosis is None and programs is not None:
         args = held_out if held_out_evidence is not None else None
         diagnosis = attempt(
             "No verdict",
             lambda: diagnose(
-                verdict_key, posterior, held_out=args, optimum=optimum, held_out_evidence=held_out_evidence
+                verdict_key,
+                posterior,
+                held_out=args,
+                optimum=optimum,
+                held_out_evidence=held_out_evidence,
+                overoptimisation=trust,
             ),
         )
     several = len(betas_of(posterior)) > 1 and "best_of_n" not in posterior.settings
@@ -158,25 +171,32 @@ def collect(
         # Whatever makes the verdict fail may make the scores fail too.
         training = attempt("The fit was not scored", lambda: _evaluate(draw_key, posterior, diagnosis, frontier, gold))
         if isinstance(engines, Mapping):
-            options = dict(engines)
-            objective = None if diagnosis is None or diagnosis.evidence is None else diagnosis.evidence.objective
-            engines = attempt(
-                "Engines were not compared",
-                lambda: compare_engines_of_fit(
-                    fold_in(verdict_key, 2), posterior, objective, optimum=optimum, **options
-                ),
-            )
+            options = {"optimum": optimum, **engines}
+            own_key = fold_in(verdict_key, 2)
+            engines = attempt("Engines were not compared", lambda: _compared(own_key, posterior, diagnosis, options))
         if numbers := _numbers_of_draws(posterior, target, best_of):
-            own_key = fold_in(draw_key, 1)
-            curve = attempt("The best of n draws is not shown", lambda: _best_of(own_key, posterior, numbers))
+            n_key = fold_in(draw_key, 1)
+            curve = attempt("The best of n draws is not shown", lambda: _best_of(n_key, posterior, numbers))
     elif posterior.statistics:
         held_out_evidence = None
         best = posterior.select(restart="best") if posterior.mixture is None else posterior
     settings = tuple(settings if settings is not None else _settings(posterior))
     command = command if command is not None else _command(posterior)
     made = (best, diagnosis, frontier, target, training, held_out_evidence)
-    compared = engines if isinstance(engines, EngineComparison) else None
-    return FitResults(name, posterior, *made, gold, tuple(missing_parts), settings, command, about, compared, curve)
+    told = (gold, tuple(missing_parts), settings, command, about)
+    return FitResults(name, posterior, *made, *told, None if isinstance(engines, Mapping) else engines, curve, trust)
+
+
+def _compared(
+    key: PRNGKey, posterior: Posterior, diagnosis: Diagnosis | None, options: Mapping[str, Any]
+) -> EngineComparison:
+    objective = None if diagnosis is None or diagnosis.evidence is None else diagnosis.evidence.objective
+    return compare_engines_of_fit(key, posterior, objective, **options)
+
+
+def _no_gold(gold: str, metrics: Sequence[str]) -> str:
+    known = ", ".join(f"“{name}”" for name in metrics) or "none"
+    return f"The program has no deterministic site “{gold}” to compare with the reward; its sites: {known}."
 
 
 def _numbers_of_draws(posterior: Posterior, target: WeightedDraws | None, given: Sequence[int] | None) -> Sequence[int]:

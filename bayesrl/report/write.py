@@ -14,6 +14,7 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.diagnosis import Diagnosis
 from bayesrl.diagnostics.engines.engine_table import EngineComparison
+from bayesrl.diagnostics.proxy_gains import Overoptimisation
 from bayesrl.diagnostics.reward_kl_frontier import Frontier
 from bayesrl.display.section import Section
 from bayesrl.errors import PolicyError, RunFolderError
@@ -38,7 +39,7 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
     PolicyError,
     *(
         UnusedOption(name, lambda given: _own_report(given["posteriors"]) is not None, "it is of fits alone")
-        for name in ("held_out", "gold", "diagnoses", "frontiers", "engines", "best_of")
+        for name in ("held_out", "gold", "diagnoses", "frontiers", "engines", "best_of", "overoptimisation")
     ),
     Untraced("call it outside: it compiles its own programs"),
 )
@@ -55,6 +56,7 @@ def write_report(
     frontiers: Mapping[str, Frontier] | None = None,
     engines: Mapping[str, EngineComparison] | None = None,
     best_of: Counts | None = None,
+    overoptimisation: Mapping[str, Overoptimisation] | None = None,
 ) -> Path:
     """Write a report of one fit, or of several side by side, as one self-contained HTML file.
 
@@ -77,6 +79,8 @@ def write_report(
         best_of: numbers n of draws of the prior: E[R] and KL of the best of n are drawn on the axes of the frontier. By
             default 2 to 64 for fits at several β of a program that can be enumerated. Elsewhere they take 256 × max(n)
             draws, and you must ask for them.
+        overoptimisation: what `overoptimisation` found of the same fits, by name in the same way. It is found from a
+            few draws where the total reward is a `rewards.uncertain`.
 
     Returns:
         The path.
@@ -111,6 +115,7 @@ def write_report(
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
     _check_made(named, "engines", engines, EngineComparison)
+    _check_made(named, "overoptimisation", overoptimisation, Overoptimisation)
     keys = split_keys(key, len(named))
     fits = [
         collect(
@@ -123,6 +128,7 @@ def write_report(
             frontier=(frontiers or {}).get(name),
             engines=(engines or {}).get(name),
             best_of=None if best_of is None else [int(n) for n in np.atleast_1d(best_of)],
+            trust=(overoptimisation or {}).get(name),
         )
         for one, (name, posterior) in zip(keys, named.items(), strict=True)
     ]
@@ -198,6 +204,8 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
         if not isinstance(one, kind):
             maker = {"EngineComparison": "compare_engines"}.get(kind.__name__, kind.__name__.lower())
             raise PolicyError(f"{what}[{name!r}] must be the result of bayesrl.{maker}(...), got {format_value(one)}")
+        if isinstance(one, Overoptimisation):  # it may be of other β, or of the best of n
+            continue
         evidence, own = getattr(one, "evidence", one), named[name].beta
         if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
             own if own is not None else ()

@@ -182,7 +182,7 @@ def _weights(reference: Any, num_items: int) -> np.ndarray:
     if reference is None:
         return np.zeros(num_items)
     given = _numbers(reference)
-    if given is not None and given.ndim == 0 and given == int(given) and 0 <= int(given) < num_items:
+    if given is not None and given.ndim == 0 and given in np.arange(num_items):
         return np.eye(num_items)[int(given)]
     if given is not None and given.shape == (num_items,) and (given >= 0).all() and abs(given.sum() - 1) < 1e-4:
         return given / given.sum()
@@ -195,7 +195,8 @@ def _weights(reference: Any, num_items: int) -> np.ndarray:
 
 def _numbers(value: Any) -> np.ndarray | None:
     try:
-        return np.asarray(value, float)
+        array = np.asarray(value)
+        return array.astype(float) if array.dtype.kind in "iuf" else None
     except (TypeError, ValueError):
         return None
 

@@ -1,15 +1,15 @@
 """`compare_engines`: every engine of one posterior side by side, with the same number of evaluations."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
-from bayesrl.argument_types import Requirement
 from bayesrl.arguments import CountAboveOne, Untraced, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.compilation.stopwatch import stopwatch
+from bayesrl.diagnostics.diagnosed_fit import PolicyOrPosterior
 from bayesrl.diagnostics.engines.engine_answers import (
     Answer,
     Engine,
@@ -29,11 +29,11 @@ from bayesrl.diagnostics.engines.engine_table import ENGINES, EngineComparison, 
 from bayesrl.diagnostics.engines.particle_answers import ParticleAnswer
 from bayesrl.diagnostics.engines.problem_lanes import EngineProblem, problem_of_fit, problem_of_policy
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
-from bayesrl.errors import BayesRLError, EngineError, PolicyError
+from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.monte_carlo.sequential_monte_carlo import TwistOption
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
-from bayesrl.typing import Beta, PRNGKey, Program
+from bayesrl.typing import Beta, PRNGKey
 
 _ANSWERS: dict[EngineName, Engine] = {
     "known_optimum": from_known_optimum,
@@ -51,17 +51,6 @@ _ANSWERS: dict[EngineName, Engine] = {
     "fit": from_fit,
 }
 DEFAULT_BUDGET = 2**16
-
-type PolicyOrPosterior = Annotated[
-    Program | Posterior,
-    Requirement(
-        f"a NumPyro program, or a Posterior, {Posterior.GIVEN_BY}",
-        lambda value: isinstance(value, Posterior) or (callable(value) and not isinstance(value, type)),
-        any_type=True,
-        error=PolicyError,
-    ),
-]
-"""A program, or a fit of one."""
 
 
 @checked(
