@@ -157,6 +157,7 @@ CALLS: dict[str, Call] = {
     "lm.estimate_kl": lambda t: {"key": t.key, "posterior": t.text_fit, "num_samples": 2},
     "lm.classification": lambda t: {"model": t.judge, "texts": ["a", "b"], "labels": ["no", "yes"]},
     "lm.load_pretrained": lambda t: {"source": t.checkpoint},
+    "lm.score_records": lambda t: {"reward": len, "records": [{"completion": "a"}]},
     "lm.sft": lambda t: {"model": t.writer, "examples": t.records},
     "lm.policy": lambda t: {"model": t.writer, "prompts": ["a"], "reward": len, "max_new_tokens": 2},
     "lm.encode_prompts": lambda t: {"texts": ["a"], "tokenizer": t.tokenizer},

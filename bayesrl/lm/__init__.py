@@ -6,6 +6,7 @@ from bayesrl.lm.guides import FullParameters, LoRA
 from bayesrl.lm.prompted_policy import policy
 from bayesrl.lm.prompts import encode_prompts
 from bayesrl.lm.report import text_sections
+from bayesrl.lm.rewards.scored_records import score_records
 from bayesrl.lm.small_models import train_small_classifier, train_small_lm
 from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft
 from bayesrl.lm.text_distribution import CausalLMDistribution
@@ -45,6 +46,7 @@ __all__ = [
     "sample_texts",
     "save_adapter",
     "save_pretrained",
+    "score_records",
     "sft",
     "text_sections",
     "train_bpe",

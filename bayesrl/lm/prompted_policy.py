@@ -16,19 +16,15 @@ from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.generation_config import sampling_settings
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
-from bayesrl.lm.prompts import Completions, Prompts, encode_prompts
+from bayesrl.lm.prompts import Completions, Prompts, encode_prompts, unread_fields
 from bayesrl.lm.rewards.base import Reward, evaluate
 from bayesrl.lm.rewards.text import as_reward
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
-from bayesrl.lm.tokenization.chat_templates import MESSAGES, SETTINGS
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import CausalLM
 
 TEXT, PLATE = "text", "prompt"
 """Names of the action site, and of the plate of prompts."""
-
-_READ_ANYWAY = frozenset({"prompt", "input_ids", MESSAGES, *SETTINGS})
-"""Fields of records that make the prompt."""
 
 
 @checked(LanguageModelError)
@@ -202,12 +198,9 @@ def policy(
 def _check_fields(prompts: Prompts, rewards: Sequence[Reward]) -> None:
     """Name the fields of the prompts' records that no reward reads; refuse pairs of answers among them."""
     known = [reward.fields for reward in rewards]
-    given = {str(name) for row in prompts.examples for name in row if name not in _READ_ANYWAY}
-    # The answer at the end of a conversation came out of `messages`.
-    given -= {"answer"} if any(MESSAGES in row for row in prompts.examples) else set()
-    if None in known or not given:
+    if None in known:
         return
-    unread = sorted(given.difference(*(fields for fields in known if fields is not None)))
+    unread = unread_fields(prompts.examples, {name for fields in known if fields is not None for name in fields})
     pair = [name for name in ("chosen", "rejected") if name in unread]
     if pair:
         raise LanguageModelError(

@@ -23,6 +23,10 @@ type Example = Mapping[str, Any]
 """The record of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
 
 
+NOT_COLUMNS = frozenset({"prompt", "input_ids", chats.MESSAGES, *chats.SETTINGS})
+"""Fields of records that make the prompt."""
+
+
 class Examples(Sequence[Example]):
     """The records behind prompts, and the tokenizer of the model, if prompts are texts; they compare by identity."""
 
@@ -34,6 +38,15 @@ class Examples(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def unread_fields(examples: Iterable[Example], read: Iterable[str]) -> list[str]:
+    """Return the fields of records that make no prompt and are not among those that are read."""
+    rows = list(examples)
+    given = {str(name) for row in rows for name in row if name not in NOT_COLUMNS}
+    # The answer at the end of a conversation came out of `messages`.
+    given -= {"answer"} if any(chats.MESSAGES in row for row in rows) else set()
+    return sorted(given.difference(read))
 
 
 _NUMBERED = Requirement(

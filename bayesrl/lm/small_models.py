@@ -23,6 +23,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.files.regular_files import file_name
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
+from bayesrl.lm.prompts import NOT_COLUMNS
 from bayesrl.lm.supervised import (
     LabelLikelihood,
     TextLikelihood,
@@ -235,7 +236,9 @@ def train_small_lm(
         start = random_model(key, GPT2, config)
         if isinstance(data, str):
             return language_modeling(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
-        return sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
+        # The other fields of the records are there for rewards.
+        kept = [{name: value for name, value in row.items() if name in (answer, *NOT_COLUMNS)} for row in data]
+        return sft(start, kept, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
 
     options = (num_steps, learning_rate, batch_size)
     return _trained(key, name, content, tokenizer, [width, depth, longest + _ROOM], options, begin)

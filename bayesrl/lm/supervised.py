@@ -1,5 +1,6 @@
 """Train models on text by maximum likelihood, as a program without rewards, and extract the model of a fit."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
 from bayesrl.lm.generation import model_with_params
 from bayesrl.lm.guides import ModelGuide, declare_parameters
-from bayesrl.lm.prompts import Prompts, encode_prompts
+from bayesrl.lm.prompts import Prompts, encode_prompts, unread_fields
 from bayesrl.lm.text_distribution import CausalLMDistribution, EosTokens
 from bayesrl.lm.tokenization.chat_templates import MESSAGES, is_conversation, render_answer
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
@@ -126,7 +127,7 @@ def sft(
     model: CausalLM | Pretrained,
     examples: Sequence[Mapping[str, Any]],
     *,
-    answer: str = "answer",
+    answer: str | None = None,
     tokenizer: Tokenizer | None = None,
     batch_size: Count = 32,
 ) -> TextLikelihood:
@@ -136,8 +137,9 @@ def sft(
         model: the initial model.
         examples: records with the text under `prompt`, and its exact continuation under `answer`, so that one of them
             must have the blank between the two. For conversations (see `encode_prompts`), both are lists of messages,
-            or the answer is the last of `messages`, with whatever the chat template adds after it.
-        answer: the name of that field.
+            or the answer is the last of `messages`, with whatever the chat template adds after it. Other fields are
+            named in a warning.
+        answer: the name of that field; by default `answer`, or `completion` where all records have that and no answer.
         tokenizer: of the model, if the model brings none; it needs an eos token.
         batch_size: records per step.
 
@@ -153,11 +155,10 @@ def sft(
     """
     start, tokenizer, source = _start(CausalLM, model, tokenizer)
     prompts = encode_prompts(examples, tokenizer)
+    answer = _answer_field(prompts.examples) if answer is None else answer
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
-    ends = tokenizer.eos_ids
-    answers = tokenizer.encode(_answer_texts(answer, prompts.examples, tokenizer), special=False, continues=True)
-    token_ids = [_cut_at_eos(ids, ends, tokenizer.eos) for ids in answers]
+    token_ids, ends = encode_answers(answer, prompts.examples, tokenizer), tokenizer.eos_ids
     longest = max(map(len, token_ids))
     before, room = prompts.tokens.shape[1], start.config.max_length
     if before + longest > room + 1:
@@ -170,24 +171,37 @@ def sft(
     rows = np.full((len(token_ids), longest), pad, np.int32)
     for row, ids in zip(rows, token_ids, strict=True):
         row[: len(ids)] = ids
+    if unread := unread_fields(prompts.examples, {answer}):
+        warnings.warn(
+            f"sft reads {answer!r}, and nothing reads the fields {', '.join(map(repr, unread))} of these records; "
+            "leave them out, or name the answer by answer=",
+            stacklevel=3,
+        )
     eos = ends[0] if len(ends) == 1 else ends
     return TextLikelihood(start, tokenizer, prompts, jax.device_put(rows), eos, pad, batch_size, source)
 
 
-def _answer_texts(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
-    """Return the text of each answer; in a conversation, with whatever the chat template adds after it."""
+def _answer_field(examples: Sequence[Any]) -> str:
+    completed = all("completion" in row and "answer" not in row for row in examples)
+    return "completion" if completed else "answer"
+
+
+def encode_answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the tokens of each answer up to its end; in a conversation, what the chat template writes of it."""
     records = []
     for row in examples:
         answer = row.get(name) if isinstance(row, Mapping) else None
         is_chat = isinstance(row, Mapping) and MESSAGES in row and is_conversation(answer)
         records.append({**row, name: render_answer(row, answer, tokenizer)} if is_chat else row)
-    return text_field(name, records)
+    encoded = tokenizer.encode(text_field(name, records), special=False, continues=True)
+    return [_cut_at_eos(ids, tokenizer) for ids in encoded]
 
 
-def _cut_at_eos(ids: list[int], eos_ids: Sequence[int], eos: int) -> list[int]:
+def _cut_at_eos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     """Return the tokens of an answer up to its end, which a chat template may have written."""
-    first = next((index for index, token in enumerate(ids) if token in eos_ids), None)
-    return [*ids, eos] if first is None else ids[: first + 1]
+    first = next((index for index, token in enumerate(ids) if token in tokenizer.eos_ids), None)
+    end = [] if tokenizer.eos is None else [tokenizer.eos]
+    return [*ids, *end] if first is None else ids[: first + 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ from bayesrl.lm.guides import ModelGuide
 from bayesrl.lm.policy_draws import reward_texts, reward_values
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
+from bayesrl.lm.rewards.text import decode_completions
+from bayesrl.lm.tokenization.chat_templates import MESSAGES
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate, mean_of_draws
 from bayesrl.typing import Params, PRNGKey
@@ -63,6 +65,33 @@ class TextSamples(NamedTuple):
         """Take the completions of some of the prompts."""
         fitted, prior = (jax.tree.map(lambda x: x[:, chosen], written) for written in (self.fitted, self.prior))
         return TextSamples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
+
+    def records(self, *, prior: bool = False) -> list[dict[str, Any]]:
+        """Write completions as records: the prompt's own, with `completion`, `score` (the reward), and metrics by name.
+
+        `bayesrl.preferences.read` knows them as ratings, and trainers as prompts with completions.
+
+        Args:
+            prior: whether to write the completions of the reference.
+        """
+        written = self.prior if prior else self.fitted
+        examples, count = self.prompts.examples, len(self.prompts)
+        tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (written.tokens, written.mask))
+        texts: list[Any] = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+        if examples.tokenizer is not None:
+            texts = decode_completions(examples, tokens, mask)
+        prompt, there = np.asarray(self.prompts.tokens), np.asarray(self.prompts.mask)
+        rows = []
+        for at, text in enumerate(texts):
+            own, example = divmod(at, count)
+            row, answer = dict(examples[example]), text
+            if examples.tokenizer is None:
+                row["prompt"] = prompt[example][there[example]].tolist()
+            elif MESSAGES in row:
+                row["prompt"], answer = row.pop(MESSAGES), [{"role": "assistant", "content": text}]
+            numbers = {"score": written.reward, **written.metrics}
+            rows.append({**row, "completion": answer, **{name: float(x[own, example]) for name, x in numbers.items()}})
+        return rows
 
 
 @checked(LanguageModelError)

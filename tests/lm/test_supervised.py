@@ -39,9 +39,9 @@ TOKENIZER = char_tokenizer("abc")
 CONFIG = GPT2Config(vocab_size=6, max_length=8, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
 TEXT = "abcabcabacabcabcab"
 EXAMPLES = [
-    {"prompt": "a", "answer": "bc", "other": "c"},
-    {"prompt": "bca", "answer": "b", "other": "cc"},
-    {"prompt": "cc", "answer": "", "other": "a"},
+    {"prompt": "a", "answer": "bc"},
+    {"prompt": "bca", "answer": "b"},
+    {"prompt": "cc", "answer": ""},
 ]
 
 
@@ -82,8 +82,8 @@ def test_the_likelihood_of_pairs_is_that_of_answers_and_their_end(model: GPT2) -
         plainly(model, row["prompt"], [*told, TOKENIZER.eos]) for row, told in zip(EXAMPLES, answers, strict=True)
     )
     assert log_likelihood(program) == pytest.approx(wanted, abs=1e-4)
-    other = sft(model, EXAMPLES, answer="other", tokenizer=TOKENIZER)
-    assert other.tokens.tolist()[0] == [TOKENIZER.encode(["c"])[0][0], TOKENIZER.eos, TOKENIZER.pad]
+    other = sft(model, [{"prompt": "a", "other": "c"}], answer="other", tokenizer=TOKENIZER)
+    assert other.tokens.tolist()[0] == [TOKENIZER.encode(["c"])[0][0], TOKENIZER.eos]
 
 
 def test_mini_batches_stand_for_all_rows(model: GPT2) -> None:
@@ -117,6 +117,16 @@ def test_only_language_models_are_given_back() -> None:
     posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=1, progress=False)
     with pytest.raises(LanguageModelError, match="the posterior holds no language model; fit what"):
         finetuned(posterior)
+
+
+def test_fields_that_nothing_reads_are_named(model: GPT2) -> None:
+    with pytest.warns(UserWarning, match="sft reads 'answer', and nothing reads the fields 'id', 'rejected' of these"):
+        sft(model, [{"prompt": "a", "answer": "b", "id": 3, "rejected": "c"}], tokenizer=TOKENIZER)
+    # As trainers have it.
+    completed = sft(model, [{"prompt": "a", "completion": "b"}], tokenizer=TOKENIZER)
+    assert (
+        completed.tokens.tolist() == sft(model, [{"prompt": "a", "answer": "b"}], tokenizer=TOKENIZER).tokens.tolist()
+    )
 
 
 @pytest.mark.usefixtures("unchecked")

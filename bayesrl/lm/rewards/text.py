@@ -1,7 +1,6 @@
 """Rewards that read text: ordinary Python on the host."""
 
 import functools
-import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -20,6 +19,7 @@ from bayesrl.display.formatting import pluralize
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
+from bayesrl.lm.rewards.reward_arguments import CallForm, call_form
 from bayesrl.lm.rewards.worker_pool import Failure, WorkerPool
 from bayesrl.value_checks import dtype_kind
 
@@ -39,11 +39,10 @@ class TextReward(Reward):
 
     fn: Callable[..., Any]
     name: str
-    wants_example: bool
+    form: CallForm
     num_workers: int = 0
     time_limit: float | None = None
     on_error: float | Literal["stop"] = "stop"
-    batched: bool = False
     special: bool = False
     only_field: str | None = None  # what it reads of a record, if that is known
     _workers: WorkerPool | None = field(default=None, init=False, repr=False)
@@ -65,14 +64,12 @@ class TextReward(Reward):
     @property
     def separate(self) -> bool:
         """Whether texts are scored one by one, and not in batches; see `Reward.separate`."""
-        return not self.batched
+        return not self.form.batched
 
     @property
     def fields(self) -> frozenset[str] | None:
         """None for a function of the whole record; see `Reward.fields`."""
-        if self.only_field is not None:
-            return frozenset({self.only_field})
-        return None if self.wants_example else frozenset()
+        return self.form.fields if self.only_field is None else frozenset({self.only_field})
 
     def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as in `scores`."""
@@ -91,9 +88,9 @@ class TextReward(Reward):
             [texts], float32; equal texts are scored once.
         """
         # A function that sees no example need not score a text twice for two prompts.
-        pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
+        pairs = [(int(at) if self.form.reads_records else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
-        size = max(1, math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1)
+        size = max(1, math.ceil(len(unique) / max(1, self.num_workers)) if self.form.batched else 1)
         parts = [unique[at : at + size] for at in range(0, len(unique), size)]
         values: dict[tuple[int, str], float] = {}
         for part, answer in zip(parts, self._call_all(parts, examples), strict=True):
@@ -122,15 +119,13 @@ class TextReward(Reward):
                 self._handle_failure(answer, part)
         return answers
 
-    def _make_call(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> tuple[Any, ...]:
-        columns: list[list[Any]] = [[text for _, text in part]]
-        if self.wants_example:
-            columns.append([examples[index] for index, _ in part])
-        return tuple(columns if self.batched else (column[0] for column in columns))
+    def _make_call(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> Any:
+        rows = [examples[index] for index, _ in part] if self.form.reads_records else []
+        return self.form.arguments(self.name, [text for _, text in part], rows, examples)
 
-    def _call(self, call: tuple[Any, ...], part: list[tuple[int, str]]) -> Any:
+    def _call(self, call: Any, part: list[tuple[int, str]]) -> Any:
         try:
-            return self.fn(*call)
+            return self.fn(**call) if isinstance(call, dict) else self.fn(*call)
         except Exception as error:  # noqa: BLE001  (whatever a user's function raises)
             failure = Failure.of(type(error).__name__, str(error), cause=error)
             self._handle_failure(failure, part)
@@ -156,7 +151,7 @@ class TextReward(Reward):
         if isinstance(answer, Failure):
             return [float(self.on_error)] * len(part)
         texts = [text for _, text in part]
-        if not self.batched:
+        if not self.form.batched:
             return [self._check_value(answer, texts[0])]
         try:
             given = [] if isinstance(answer, str | bytes | Mapping | Set) else list(answer)
@@ -165,8 +160,8 @@ class TextReward(Reward):
         if len(given) != len(texts):
             what = pluralize(len(given), "value") if given else f"{answer!r:.{_MAX_SHOWN}}"
             raise LanguageModelError(
-                f"reward {self.name!r} returned {what} for {_describe(texts)}; with batched=True, return one number "
-                "for each text"
+                f"reward {self.name!r} returned {what} for {_describe(texts)}; with batched=True, or completions=, "
+                "return one number for each text"
             )
         return [self._check_value(value, text) for value, text in zip(given, texts, strict=True)]
 
@@ -202,7 +197,10 @@ def text_reward(
 
     Args:
         fn: `fn(text)` or `fn(text, example)`, where the example is the record of the prompt: a mapping with `prompt`
-            and its other fields. A second argument with a default is an example only if it is named `example`.
+            and its other fields. A second argument with a default is an example only if it is named `example`. Or
+            `fn(text, *, answer)`, which gets fields of the record by name; or, as TRL has it, `fn(completions, answer,
+            **kwargs)`, which gets lists by name: completions, prompts, and the fields that it names, or all of them
+            with `**kwargs`. The latter gets conversations as lists of messages; a record without a field gives None.
         num_workers: processes that call the function; 0 calls it in this process. With workers, it must be importable:
             defined at the top level of a module. A script that starts workers needs `if __name__ == "__main__":`.
         time_limit: seconds per text (per call if `batched`). It needs at least one worker process, which is killed
@@ -222,16 +220,19 @@ def text_reward(
         >>> right = text_reward(lambda text, example: text == example["answer"])
         >>> right.scores([0, 0], ["2", "3"], [{"prompt": "1+1=", "answer": "2"}]).tolist()
         [1.0, 0.0]
+        >>> def as_in_trl(completions, answer, **kwargs):
+        ...     return [float(text == wanted) for text, wanted in zip(completions, answer)]
+        >>> text_reward(as_in_trl).scores([0, 0], ["2", "3"], [{"prompt": "1+1=", "answer": "2"}]).tolist()
+        [1.0, 0.0]
     """
     name = _name_of(fn) if name is None else name
     return TextReward(
         fn=fn,
         name=name,
-        wants_example=_wants_example(fn, name, batched),
+        form=call_form(fn, name, batched=batched),
         num_workers=num_workers,
         time_limit=None if time_limit is None else float(time_limit),
         on_error=on_error,
-        batched=batched,
         special=special,
     )
 
@@ -282,29 +283,6 @@ def require_tokenizer(examples: Examples, name: str) -> Any:
             "rewards.token_reward(fn)"
         )
     return examples.tokenizer
-
-
-def _wants_example(fn: Callable[..., Any], name: str, batched: bool) -> bool:
-    """Whether a function's signature takes the example too."""
-    if inspect.iscoroutinefunction(fn):
-        raise LanguageModelError(f"reward {name!r} is a coroutine; pass an ordinary function (asyncio.run inside it)")
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # some functions written in C have no signature
-        return False
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    places = [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
-    named = len(places) > 1 and places[1].name in ("example", "examples")
-    for count, wants in ((2, True), (1, False)) if named else ((1, False), (2, True)):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return wants
-    what = "(texts) or (texts, examples)" if batched else "(text) or (text, example)"
-    raise LanguageModelError(
-        f"reward {name!r} takes {signature}; it is called with {what}: give the other arguments by functools.partial"
-    )
 
 
 def _name_of(fn: Any) -> str:

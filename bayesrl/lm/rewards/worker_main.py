@@ -13,7 +13,8 @@ from typing import Any
 def serve(connection: Any) -> None:
     """Answer until the other end hangs up.
 
-    The first message is (function, whether to send each answer at once); lists of arguments follow. The answers
+    The first message is (function, whether to send each answer at once); lists of arguments follow, each a tuple or a
+    dictionary. The answers
     are lists of (True, value) or (False, (name of the exception, its message, its traceback)).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
@@ -42,9 +43,9 @@ def serve(connection: Any) -> None:
             _send(connection, answers)
 
 
-def _answer(fn: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+def _answer(fn: Any, arguments: Any) -> tuple[bool, Any]:
     try:
-        return True, fn(*arguments)
+        return True, fn(**arguments) if isinstance(arguments, dict) else fn(*arguments)
     except Exception as error:  # noqa: BLE001  (the parent raises it)
         return False, _told(error)
 

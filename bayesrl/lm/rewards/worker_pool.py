@@ -21,6 +21,9 @@ from typing import Any
 from bayesrl.compilation.callbacks import INTERRUPTS
 from bayesrl.errors import LanguageModelError
 
+type Call = tuple[Any, ...] | dict[str, Any]
+"""Arguments of one call, by place or by name."""
+
 _SCRIPT = str(Path(__file__).with_name("worker_main.py"))
 _MOST_AT_ONCE = 64
 """The most calls that a worker gets in one message."""
@@ -77,8 +80,8 @@ class WorkerPool:
                 "of a module (not as a lambda, nor inside another function), or leave num_workers and time_limit out"
             ) from error
 
-    def run(self, calls: Sequence[tuple[Any, ...]], *, keep_going: bool = False) -> list[Any]:
-        """Return the function's result, or a `Failure`, for each tuple of arguments.
+    def run(self, calls: Sequence[Call], *, keep_going: bool = False) -> list[Any]:
+        """Return the function's result, or a `Failure`, for each tuple of arguments, or dictionary of those by name.
 
         Without `keep_going`, the first failure ends the round, and unanswered calls stay None.
         """
@@ -99,7 +102,7 @@ class WorkerPool:
 
     # ---- one round ---------------------------------------------------------------------------
 
-    def _run(self, calls: Sequence[tuple[Any, ...]], keep_going: bool) -> list[Any]:
+    def _run(self, calls: Sequence[Call], keep_going: bool) -> list[Any]:
         answers: list[Any] = [None] * len(calls)
         # At least four chunks for each worker, so that one slow chunk does not leave the others idle.
         size = max(1, min(_MOST_AT_ONCE, len(calls) // (4 * self._count)))
@@ -115,7 +118,7 @@ class WorkerPool:
                     return answers
         return answers
 
-    def _hand_out(self, queue: deque[list[int]], calls: Sequence[tuple[Any, ...]]) -> None:
+    def _hand_out(self, queue: deque[list[int]], calls: Sequence[Call]) -> None:
         """Give each idle worker a chunk of calls, and start missing workers."""
         for worker in [worker for worker in self._workers if worker.ready and not worker.pending]:
             if not queue:
@@ -128,8 +131,10 @@ class WorkerPool:
                 self._drop(worker)
                 continue
             except Exception as error:
+                call = calls[chunk[0]]
+                given = tuple(call.values()) if isinstance(call, dict) else call
                 raise LanguageModelError(
-                    f"the example {str(calls[chunk[0]][1:])[:80]} cannot be sent to a worker process ({error}); keep "
+                    f"the example {str(given[1:])[:80]} cannot be sent to a worker process ({error}); keep "
                     "to texts, numbers, lists and dictionaries in examples, or leave num_workers and time_limit out"
                 ) from error
             worker.pending, worker.since = deque(queue.popleft()), time.monotonic()

@@ -20,6 +20,16 @@ def lengths(texts: list[str], examples: list[dict]) -> list[float]:
     return [len(text) + len(example["prompt"]) for text, example in zip(texts, examples, strict=True)]
 
 
+def as_in_trl(completions: list, answer: list, **kwargs: list) -> list[float]:
+    """Compare with the column, and see the prompts too."""
+    assert list(kwargs) == ["prompts"]
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def wanted(text: str, *, answer: str, weight: float = 1.0) -> float:
+    return weight * (text == answer)
+
+
 def stubborn(text: str) -> float:
     """Hang on b, ignoring all signals, with a child that hangs too."""
     if text == "b":

@@ -117,6 +117,8 @@ FLAT = [(text, record) for row in TABLE for text, record in zip(row, RECORDS, st
             lambda t, example: 1 if t else -math.inf,
         ),
         (text_reward(functools.partial(lambda n, text: n, 3)), lambda text, example: 3),
+        (text_reward(functions.as_in_trl), lambda text, example: text == example["answer"]),
+        (text_reward(functools.partial(functions.wanted, weight=2.0)), lambda t, example: 2 * (t == example["answer"])),
         (length(), lambda text, example: len(text) + 1),
         (2.0 * text_reward(len) - length(), lambda text, example: 2 * len(text) - len(text) - 1),
         (exact_match(), lambda text, example: text == example["answer"]),
@@ -130,6 +132,29 @@ def test_scores_are_those_of_plain_python(reward: Reward, truth: Callable[..., f
     completions = written(TABLE)
     np.testing.assert_array_equal(scored(reward, completions), expected)
     np.testing.assert_array_equal(compiled(reward, completions), expected)
+
+
+def test_functions_get_fields_by_name() -> None:
+    seen: list[Any] = []
+
+    def chat(prompts: Any, completions: Any, level: Any, note: Any = "none") -> list[float]:
+        seen.extend([prompts, completions, level, note])
+        return [0.0] * len(completions)
+
+    reward = text_reward(chat)
+    assert (reward.fields, text_reward(functions.wanted).fields) == ({"level", "note"}, {"answer", "weight"})
+    assert text_reward(functions.as_in_trl).fields is None
+    talk = [{"role": "user", "content": "hi"}]
+    rows = [{"prompt": "<hi>", "messages": talk, "level": 3}, {"prompt": "plain"}]
+    reward.scores([0, 1], ["a", "b"], rows)
+    # A conversation is told as one; a record without a field gives None, and a field that none has its default.
+    assert seen == [[talk, "plain"], [[{"role": "assistant", "content": "a"}], "b"], [3, None], "none"]
+    with pytest.raises(LanguageModelError, match=r"reward 'chat' takes 'level', and the records .* have 'prompt'"):
+        reward.scores([0], ["a"], rows[1:])
+    with pytest.raises(
+        LanguageModelError, match=r"returned 1 value for 2 texts, .*; with batched=True, or completions=, return"
+    ):
+        text_reward(lambda completions: [0.0]).scores([0, 0], ["a", "b"], rows)
 
 
 def test_one_scoring_for_what_is_the_same() -> None:
@@ -210,7 +235,7 @@ def test_texts_are_no_numbers(reward: Reward) -> None:
 )
 def test_wrong_number_of_values(given: Any) -> None:
     told = refused(text_reward(lambda texts: given, batched=True), written(["a", "b"]))
-    assert "for 2 texts, the first 'a'; with batched=True, return one number for each text" in told
+    assert "for 2 texts, the first 'a'; with batched=True, or completions=, return one number for each text" in told
 
 
 def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,10 +302,10 @@ def test_coroutines_and_prompts_of_tokens() -> None:
 def test_workers_score_alike_and_come_back() -> None:
     completions = written([["a" * n, "bb"] for n in range(12)])
     for reward in (
-        text_reward(functions.equals, num_workers=2),
+        text_reward(functions.wanted, num_workers=2),
         text_reward(functions.lengths, num_workers=2, batched=True),
     ):
-        expected = scored(text_reward(reward.fn, batched=reward.batched), completions)
+        expected = scored(text_reward(reward.fn, batched=reward.form.batched), completions)
         np.testing.assert_array_equal(compiled(reward, completions), expected)
         reward.close()
         np.testing.assert_array_equal(scored(reward, completions), expected)
