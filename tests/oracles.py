@@ -5,7 +5,7 @@ quadrature, Gaussian closed forms); nothing of it is computed by the library.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any
@@ -24,6 +24,7 @@ import bayesrl
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.objectives.base import Info, Objective
+from bayesrl.posterior.policy_and_guide import bind_programs
 from bayesrl.posterior.posterior import Posterior
 
 type Params = dict[str, Any]
@@ -82,19 +83,19 @@ class Still(Objective):
 
 
 def standing(key: Array, oracle: Oracle, params: Params | None = None) -> Posterior:
-    """A posterior whose guide stands at given parameters, the problem's own by default, without a fit."""
-    made = bayesrl.fit(
-        key,
-        oracle.policy,
-        *oracle.args,
-        beta=oracle.beta,
-        guide=oracle.guide,
-        objective=Still(),
-        num_steps=1,
-        progress=False,
-    )
+    """A posterior whose guide stands at given parameters, the problem's own by default, without a fit and without draws."""
+    programs = bind_programs(key, oracle.policy, oracle.args, oracle.beta, oracle.guide).programs
     given = oracle.params if params is None else params
-    return replace(made, params={name: np.asarray(value, np.float32)[None] for name, value in given.items()})
+    return Posterior(
+        beta=oracle.beta,
+        params={name: np.asarray(value, np.float32)[None] for name, value in given.items()},
+        history={"loss": np.zeros((0, 1)), "step": np.zeros(0, int)},
+        draws={},
+        statistics={},
+        prior_draws={},
+        settings={},
+        programs=programs,
+    )
 
 
 ORACLES: dict[str, Callable[[], Oracle]] = {}

@@ -23,6 +23,10 @@ _BITS, _SPLIT, _FOLD, _SEED = (np.uint32(n) for n in (0x243F6A88, 0x85A308D3, 0x
 """What a hash is used for; digits of π."""
 
 
+# Outside of a trace each hash is one program, and not one for every operation in it.
+_in_one = partial(jax.jit, inline=True)
+
+
 def _mix(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
     """Hash four words of 32 bits to four; works on NumPy and JAX arrays alike."""
     with np.errstate(over="ignore"):  # words are meant to wrap around
@@ -46,6 +50,7 @@ def _derived(words: tuple[Any, Any], counter: Any, purpose: np.uint32) -> tuple[
     return x, z
 
 
+@_in_one
 def _seed(seed: Any) -> Any:
     seed = lax.convert_element_type(seed, np.uint32)
     # Zeros times the seed have its shape, if it is a batch of seeds.
@@ -57,15 +62,18 @@ def _stacked(words: tuple[Any, Any]) -> Any:
     return lax.optimization_barrier(lax.concatenate([lax.expand_dims(w, (w.ndim,)) for w in words], words[0].ndim))
 
 
+@partial(_in_one, static_argnames="shape")
 def _split(key: Any, shape: tuple[int, ...], first: Any = 0) -> Any:
     counters = lax.reshape(lax.iota(np.uint32, math.prod(shape)), shape)
     return _stacked(_derived((key[0], key[1]), counters + lax.convert_element_type(first, np.uint32), _SPLIT))
 
 
+@_in_one
 def _fold_in(key: Any, data: Any) -> Any:
     return _stacked(_derived((key[0], key[1]), lax.convert_element_type(data, np.uint32), _FOLD))
 
 
+@partial(_in_one, static_argnames=("bit_width", "shape"))
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
     size = math.prod(shape)
     words = -(-size * max(bit_width, 32) // 32)

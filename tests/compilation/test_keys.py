@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import compilations
 from jax import Array
 
 from bayesrl.compilation.random_keys import as_hash_key, fold_in, split, split_keys
@@ -62,3 +63,12 @@ def test_pairs_fall_into_all_cells_alike(uniforms: np.ndarray) -> None:
         counts = np.bincount(16 * one + other, minlength=256)
         expected = one.size / 256
         assert abs(((counts - expected) ** 2 / expected).sum() - 255.0) < 4.5 * np.sqrt(510.0), axis
+
+
+def test_outside_of_a_trace_each_use_is_one_program() -> None:
+    """Not one for every operation of a hash, of which there are dozens; shapes that nothing else draws."""
+    key = as_hash_key(jax.random.key(3))
+    with compilations() as names:
+        for used in (jax.random.split(key, 13), jax.random.fold_in(key, 7), jax.random.bits(key, (13, 17))):
+            jax.block_until_ready(used)
+    assert {"_split", "_random_bits"} <= set(names) <= {"_split", "_fold_in", "convert_element_type", "_random_bits"}

@@ -28,7 +28,7 @@ K_SIGMA = 5.0  # fewer than 100 comparisons with an estimate: false-alarm rate b
 @cache
 def stands(name: str) -> bayesrl.Posterior:
     """A posterior away from the prior and from the optimum: its estimates have noise."""
-    return standing(KEY, ORACLES[name]())
+    return with_draws(KEY, standing(KEY, ORACLES[name]()))
 
 
 def short_fit(name: str, num_steps: int = 3, **options: Any) -> bayesrl.Posterior:
