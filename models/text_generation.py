@@ -94,7 +94,7 @@ def problem(
         fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
         sections=(partial(lm.text_sections, held_out=unseen),),
-        engines={"budget": 256 * num_particles, "engines": _ENGINES},
+        engines={"budget": 32 * num_particles, "engines": _ENGINES},
     )
 
 

@@ -81,7 +81,7 @@ def diagnose(
     method: RequestedMethod = "auto",
     optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
-    num_samples: Annotated[int, integer_range(256)] = 2**17,
+    num_samples: Annotated[int, integer_range(256)] | None = None,
     max_count: CountOrZero = MAX_COUNT,
     held_out_evidence: Evidence | None = None,
     overoptimisation: Overoptimisation | None = None,

@@ -168,7 +168,9 @@ def generate_and_score(
     """
     slots, group, steps = uniforms.shape
     rows = slots * group
-    models = (ours.model, theirs.model)
+    # One model reads the texts once where the reference writes alone.
+    alone = ours.model is theirs.model
+    models = (theirs.model,) if alone else (ours.model, theirs.model)
     width = ours.prompt.shape[-1]
     # One slot fewer than tokens: no model reads the last one.
     starts = [model.start(width + steps - 1) for model in models]
@@ -186,7 +188,8 @@ def generate_and_score(
 
     def choose(t: Array, hidden: list[Array], done: Array) -> tuple[Array, tuple[Array, ...]]:
         # With a truncation `ours` holds the reference too, which decides what may follow, and needs its state.
-        logits = ours._logits(hidden[:1] if ours.support_model is None else hidden), theirs._logits(hidden[1:])
+        both = ours._logits(hidden[:1] if ours.support_model is None else hidden)
+        logits = both, both if alone else theirs._logits(hidden[1:])
         log_q, log_prior = (jax.nn.log_softmax(x, axis=-1) for x in logits)
         drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(given_rows.dtype)
         token = jnp.where(is_given, given_rows[:, t], jnp.where(done, ours.pad, drawn))

@@ -78,8 +78,8 @@ def reward_texts(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, to
 
 
 def _all_rewards(programs: Programs) -> list[Reward]:
-    guide: Any = programs.guide
-    return [*guide.policy.rewards.values(), *guide.policy.metrics.values()]
+    policy = _writer(programs).policy
+    return [*policy.rewards.values(), *policy.metrics.values()]
 
 
 def _weighted_parts(reward: Reward) -> tuple[tuple[float, Reward], ...]:
@@ -110,8 +110,29 @@ def _reward_program(
     return [evaluate(reward, completions).astype(jnp.float32) for reward in rewards]
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """The reference in the place of a guide, where there is none."""
+
+    policy: PromptedPolicy
+
+    @property
+    def origin(self) -> "_Reference":
+        """Itself."""
+        return self
+
+    def declare(self) -> Any:
+        """Return the reference, which has no parameters here."""
+        return self.policy.model
+
+
+def _writer(programs: Programs) -> Any:
+    policy: Any = programs.policy
+    return _Reference(policy) if programs.guide is None else programs.guide
+
+
 class TextDraws:
-    """Makes the draws of a `ModelGuide`, except those for gradients; see `GuideSampler`."""
+    """Makes the draws of a `ModelGuide` or of the reference, except those for gradients; see `GuideSampler`."""
 
     def supports(self, programs: Programs) -> bool:
         """Whether policy and guide are those of this model, without changes."""
@@ -132,7 +153,7 @@ class TextDraws:
 
     def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
         """Draw [num, ...]; every draw has its own mini-batch."""
-        guide: Any = programs.guide
+        guide = _writer(programs)
         prompts = guide.policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
         index = _draw_batches(key, num, len(prompts), size)
@@ -142,12 +163,15 @@ class TextDraws:
 
     def score(self, programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score given completions, [num, n, T]."""
-        guide: Any = programs.guide
+        guide = _writer(programs)
         prompts, given = guide.policy.resolve_prompts(*programs.args), np.asarray(sites[TEXT])
         index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
         # Given texts draw nothing, so any key will do.
         texts = generate(jax.random.key(0), guide, params, prompts, index, given=given)
         return _scored(guide.policy, prompts, index, texts)[1]
+
+
+PromptedPolicy.sampler = TextDraws()
 
 
 @dataclass(frozen=True)

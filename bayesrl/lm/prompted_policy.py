@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
@@ -51,6 +51,8 @@ class PromptedPolicy:
     batch_size: int | None
     options: Mapping[str, Any]
     source: Pretrained | None = field(default=None, repr=False)
+    sampler: ClassVar[Any] = None
+    """Writes its draws where there is no guide; `TextDraws` enters itself here."""
 
     def __call__(self, prompts: Prompts | None = None) -> Array:
         """Run as a program: answer the prompts, by default its own, and collect rewards."""

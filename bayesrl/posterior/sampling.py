@@ -93,9 +93,15 @@ class GuideSampler(Protocol):
         """Return a source of a step's draws, if they are better made apart from its update."""
 
 
+def writes_draws(programs: Programs) -> bool:
+    """Whether the guide's own sampler writes the draws, as it does texts."""
+    return _guide_sampler(programs, ()) is not None
+
+
 def _guide_sampler(programs: Programs, given: Any) -> GuideSampler | None:
-    """Return the guide's own sampler, or None if its draws come from running guide and policy side by side."""
-    sampler: GuideSampler | None = getattr(programs.guide, "sampler", None)
+    """Return the guide's own sampler, without a guide the policy's, or None if draws come from running programs."""
+    writer = programs.policy if programs.guide is None else programs.guide
+    sampler: GuideSampler | None = getattr(writer, "sampler", None)
     return sampler if sampler is not None and sampler.supports(programs) and not has_tracers(given) else None
 
 

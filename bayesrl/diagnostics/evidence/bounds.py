@@ -32,6 +32,7 @@ from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
 from bayesrl.diagnostics.evidence.by_particles import FEW_TEMPERATURES, bracket_by_particles
 from bayesrl.diagnostics.evidence.by_sampling import (
     FIRST_DRAWS,
+    MOST_DRAWS,
     bracket_by_sampling,
     estimate_best_of_n,
     find_bounds,
@@ -94,7 +95,7 @@ def evidence(
     method: RequestedMethod = "auto",
     optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
-    num_samples: Annotated[int, integer_range(256)] = 2**17,
+    num_samples: Annotated[int, integer_range(256)] | None = None,
     max_count: CountOrZero = MAX_COUNT,
     twist: TwistOption = None,
     exact_draws: ExactDraws | None = None,
@@ -118,7 +119,7 @@ def evidence(
         method: `auto` picks the tightest method; the others insist on one. `dual` is of fits with another regulariser.
         optimum: returns the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
         reward_bound: greatest total reward of a context, reward units, if it cannot be proven.
-        num_samples: greatest number of draws.
+        num_samples: greatest number of draws; by default 2¹⁷, or 2¹⁶ texts over all prompts, but 2¹⁰ of each.
         max_count: largest number of assignments to enumerate.
         twist: by which the particles of `method="smc"` look ahead; see `bayesrl.smc`.
         exact_draws: independent draws of p* for particles to hold, {site: [draws, ...]}, where you have some: of the
@@ -162,9 +163,9 @@ def evidence(
     for i, (beta, one) in enumerate(_by_beta(fit)):
         own_key = fold_in(key, i)
         if optimum is not None:
-            rows.append(bracket_by_known_optimum(own_key, one, beta, optimum, num_samples))
+            rows.append(bracket_by_known_optimum(own_key, one, beta, optimum, num_samples or MOST_DRAWS))
         elif caveat := out_of_reach(one):
-            rows.append(estimate_evidence(own_key, one, beta, min(num_samples, DRAWS_PER_BATCH), caveat))
+            rows.append(estimate_evidence(own_key, one, beta, min(num_samples or MOST_DRAWS, DRAWS_PER_BATCH), caveat))
         elif fit.mixture is not None:
             rows.append(search.mixed(own_key, one, beta))
         else:
@@ -225,7 +226,7 @@ class _Search:
         self,
         method: RequestedMethod,
         reward_bound: float | None,
-        num_samples: int,
+        num_samples: int | None,
         max_count: int,
         beta: Any,
         chosen: Chosen | None = None,
@@ -270,11 +271,11 @@ class _Search:
                 if self.method == "enumeration":
                     raise
             else:
-                num = most_draws(self.num_samples, structure)
+                num = most_draws(self.num_samples, programs)
                 return bracket_by_enumeration(key, programs, params, beta, target, self.max_count, num)
         if nature:
             return bracket_by_hindsight(
-                key, programs, params, beta, most_draws(self.num_samples, structure), self.max_count
+                key, programs, params, beta, most_draws(self.num_samples, programs), self.max_count
             )
         return self._without_sums(key, programs, params, beta)
 
@@ -286,7 +287,7 @@ class _Search:
         comes last: it confirms good weights.
         """
         structure = programs.structure
-        num = most_draws(self.num_samples, structure)
+        num = most_draws(self.num_samples, programs)
 
         def draw(own_key: PRNGKey) -> Callable[[int], MixtureSample]:
             return lambda count: draw_mixture_sample(own_key, programs, params, count)
@@ -334,13 +335,13 @@ class _Search:
         except EngineError:
             if self.method == "enumeration":
                 raise
-            num = min(most_draws(self.num_samples, programs.structure), _OF_BEST)
+            num = min(most_draws(self.num_samples, programs), _OF_BEST)
             return estimate_best_of_n(draw_mixture_sample(key, programs, params, num), beta, n)
         return found
 
     def _dual(self, programs: Programs, beta: float, draw: Callable[[int], MixtureSample], chosen: Chosen) -> Evidence:
         bounds = find_bounds(programs, beta, self.reward_bound)
-        num = most_draws(self.num_samples, programs.structure)
+        num = most_draws(self.num_samples, programs)
         return bracket_by_dual(programs.structure, beta, draw, num, bounds, chosen)
 
     def _enumerate(self, programs: Programs, params: Params, beta: float | None, *, trained: bool) -> WeightedDraws:
@@ -365,7 +366,7 @@ class _Search:
         """Bracket a mixture of restarts, from its draws."""
         programs = one._programs_for()
         if self.best_of is not None and beta is not None:
-            num = min(most_draws(self.num_samples, programs.structure), _OF_BEST)
+            num = min(most_draws(self.num_samples, programs), _OF_BEST)
             return estimate_best_of_n(draw_restart_mixture_sample(key, one, num), beta, self.best_of)
         nature = programs.structure.names("environment")
         if nature or self.method in ("enumeration", "nuts", "smc", "hindsight"):
@@ -375,7 +376,7 @@ class _Search:
             )
         if self.chosen is not None and beta is not None:
             return self._dual(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num), self.chosen)
-        num = most_draws(self.num_samples, programs.structure)
+        num = most_draws(self.num_samples, programs)
         return self._sampled(programs, beta, lambda count: draw_restart_mixture_sample(key, one, count), num)[0]
 
     def _sampled(

@@ -43,8 +43,10 @@ _SIDES_APART = 4.0
 
 def _sizes(programs: Programs) -> tuple[int, int]:
     """Return the number of runs and the fewest particles of each: contexts share the noise, so many need fewer."""
-    few = math.prod(programs.structure.context_shape) < _MANY_CONTEXTS
-    return (NUM_GROUPS, 64) if few else (NUM_GROUPS // 2, 16)
+    contexts = math.prod(programs.structure.context_shape)
+    if contexts < _MANY_CONTEXTS:
+        return NUM_GROUPS, 64
+    return (NUM_GROUPS // 2 if contexts < 4 * _MANY_CONTEXTS else _FEWEST_GROUPS), 16
 
 
 class Above(NamedTuple):
@@ -131,7 +133,7 @@ def bracket_by_particles(
     most = int(np.clip(num_samples // (num_runs * (SWEEPS[0] + 2)), 2, _MOST_PARTICLES))
     ways = _ways(fold_in(key, 0), programs, params, beta, num_runs, (fewest, most), most_steps, twist)
     exact = exact_draws
-    if exact is None and sampled.exact_draws.min() * num_samples >= NUM_GROUPS * len(sampled.w):
+    if exact is None and sampled.exact_draws.min() * num_samples >= num_runs * len(sampled.w):
         exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples, num_runs)
     tried = []
     for i, (engine, num) in enumerate(ways):
@@ -200,7 +202,8 @@ def _ways(
     for _, noise, i, engine in sorted(runs, key=lambda run: run[:3], reverse=True)[:2]:
         own = num
         if noise > _PILOT_SPREAD and between[1] > num:
-            own = int(min(between[1], num * 4 ** math.ceil(math.log(noise / _PILOT_SPREAD, 2))))
+            # The spread falls with the root of their number.
+            own = int(min(between[1], num * math.ceil((noise / _PILOT_SPREAD) ** 2)))
         ways.append((engine, num) if own == num and not texts else (make(i, own, num_runs), own))
     return ways
 

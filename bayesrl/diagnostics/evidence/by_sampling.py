@@ -17,11 +17,16 @@ from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.tempered_sample import MIN_ESS, MIN_EXACT, Bounds, TemperedSample
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
+from bayesrl.posterior.sampling import writes_draws
 from bayesrl.statistics.best_of_n_law import estimated_law, rank_rewards
 from bayesrl.statistics.estimates import Estimate, Interval
 
+MOST_DRAWS = 2**17
 FIRST_DRAWS = 2**13
 """Draws of the first batch: half of the fit, half of the prior."""
+
+_MOST_TEXTS = 2**16  # of all contexts together
+_FEWEST_TEXTS = 2**10
 
 _CELLS = 2**23
 _GROUPS = 8
@@ -60,8 +65,14 @@ def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_s
     return found
 
 
-def most_draws(num_samples: int, structure: Structure) -> int:
-    """Return the number of draws that fits into memory, at most the requested one."""
+def most_draws(num_samples: int | None, programs: Programs) -> int:
+    """Return the number of draws that fits into memory, at most the requested one, or else what takes minutes."""
+    structure = programs.structure
+    if num_samples is None:
+        num_samples = MOST_DRAWS
+        if writes_draws(programs):
+            # A text costs thousands of times what another draw does, and contexts share the noise of their mean.
+            num_samples = max(_FEWEST_TEXTS, _MOST_TEXTS // max(math.prod(structure.context_shape), 1))
     return max(128, min(num_samples, _CELLS // max(structure.width // 4, 1)))
 
 

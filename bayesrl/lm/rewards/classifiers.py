@@ -66,6 +66,8 @@ class ClassifierReward(Reward):
             normal = jax.nn.log_sigmoid(logits)[..., self.label]
         else:
             normal = jax.nn.log_softmax(logits, axis=-1)[..., self.label]
+        # Said outright: from its operations alone, no bound of a normalised logarithm can be proven.
+        normal = jnp.minimum(normal, 0.0)
         return normal if self.scale == "log_prob" else jnp.exp(normal)
 
     # ---- the tokens of the classifier ---------------------------------------------------------

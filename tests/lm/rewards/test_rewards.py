@@ -23,8 +23,19 @@ import tokenizers as tk
 from jax import Array
 
 from bayesrl.compilation.callbacks import host_call, host_errors
+from bayesrl.core.structure import inspect
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm import BertClassifier, BertConfig, Pretrained, Tokenizer, byte_tokenizer, char_tokenizer
+from bayesrl.lm import (
+    GPT2,
+    BertClassifier,
+    BertConfig,
+    GPT2Config,
+    Pretrained,
+    Tokenizer,
+    byte_tokenizer,
+    char_tokenizer,
+    policy,
+)
 from bayesrl.lm.policy_draws import reward_values
 from bayesrl.lm.prompts import Completions, Examples, encode_prompts
 from bayesrl.lm.rewards import (
@@ -42,6 +53,7 @@ from bayesrl.lm.rewards import (
 )
 from bayesrl.lm.rewards.base import evaluate
 from bayesrl.lm.rewards.text import as_reward
+from bayesrl.monte_carlo.reward_bounds import reward_bounds
 
 LETTERS = char_tokenizer("abcdefgh 0123456789.,-=")
 RECORDS = [{"prompt": "ab", "answer": "a"}, {"prompt": "c", "answer": "bb"}]
@@ -531,6 +543,19 @@ def test_bert_without_special_tokens_and_with_nothing_to_read() -> None:
         classifier(judge, 0, scale="logit"), written([["ab", ""], ["c", "ddd"]], tokenizer=byte_tokenizer())
     )
     np.testing.assert_allclose(logits[..., 0], recoded, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "most"), [("log_prob", 0.0), ("probability", 1.0)])
+def test_what_a_classifier_can_give_at_most_is_proven(scale: Any, most: float) -> None:
+    """So that rejection knows when to accept, and evidence has an upper side."""
+    model = GPT2.init(
+        jax.random.key(0), GPT2Config(vocab_size=LETTERS.vocab_size, max_length=4, width=4, depth=1, heads=1)
+    )
+    judged = policy(
+        Pretrained(model, LETTERS), ["a"], reward=classifier(bert(LETTERS), "good", scale=scale), max_new_tokens=2
+    )
+    structure = inspect(jax.random.key(0), judged)
+    np.testing.assert_allclose(reward_bounds(judged, structure, ())[1], most, rtol=1e-5)
 
 
 def test_labels_that_may_hold_together_have_probabilities_of_their_own() -> None:
