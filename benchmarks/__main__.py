@@ -42,6 +42,7 @@ BENCHMARKS = (
     "epistemic",
     "learning",
     "preference_scores",
+    "preference_bandits",
     "active_preferences",
     "language_checkpoints",
     "language_exact",

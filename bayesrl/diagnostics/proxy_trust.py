@@ -197,6 +197,21 @@ def _points_of_program(
     return _exactly("beta" if beta is not None else "n", strength, log_prior, laws, draws.evaluate(sites))
 
 
+def gains_of_table(
+    strength: np.ndarray, log_prior: np.ndarray, laws: Sequence[np.ndarray], rows: DrawnRewards, level: float = 0.9
+) -> Overoptimisation:
+    """Return the gains of policies that are tables over finitely many rows.
+
+    Args:
+        strength: β of each policy, [policies].
+        log_prior: log π₀ of the rows, [rows, contexts], nats.
+        laws: log q of the rows under each policy, [rows, contexts], nats.
+        rows: what the rows earn.
+        level: of the intervals.
+    """
+    return _summarised(_exactly("beta", strength, log_prior, laws, rows), level, rows.true.shape[1])
+
+
 def _exactly(
     by: Literal["beta", "n"],
     strength: np.ndarray,

@@ -61,10 +61,14 @@ class LinearRewardBelief(RewardBelief):
         return len(self.mean) if self.table is None else len(self.table)
 
     def latent_draws(self, rng: np.random.Generator, num_draws: int) -> np.ndarray:
-        """Return the draws that were kept, evenly chosen among if there are more; or draw from the normal law."""
-        if self.draws is None:
-            assert self.root is not None
-            return self.mean + rng.standard_normal((num_draws, len(self.mean))) @ self.root.T
+        """Draw from the normal law, in pairs with the posterior mean between them; or return the draws that were kept.
+
+        Of more than `num_draws` it returns some, evenly chosen.
+        """
+        if self.root is not None:
+            half = rng.standard_normal(((num_draws + 1) // 2, len(self.mean))) @ self.root.T
+            return self.mean + np.concatenate([half, -half])[:num_draws]
+        assert self.draws is not None
         if len(self.draws) <= num_draws:
             return self.draws
         return self.draws[np.linspace(0, len(self.draws) - 1, num_draws).astype(int)]
