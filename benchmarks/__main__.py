@@ -43,6 +43,7 @@ BENCHMARKS = (
     "learning",
     "preference_scores",
     "preference_bandits",
+    "direct_preferences",
     "active_preferences",
     "language_checkpoints",
     "language_exact",

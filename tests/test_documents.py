@@ -13,7 +13,9 @@ DOCUMENTS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"True|False|-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-@pytest.mark.parametrize(("page", "least"), [("engines.md", 10), ("unknown_rewards.md", 4)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("engines.md", 10), ("unknown_rewards.md", 4), ("direct_preferences.md", 4)]
+)
 def test_examples_print_what_they_say(page: str, least: int) -> None:
     text = (DOCUMENTS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

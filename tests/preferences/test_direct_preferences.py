@@ -376,9 +376,14 @@ def test_log_ratios_of_texts_are_those_of_all_enumerated_ones(writing: Bound) ->
             for one in (model, WRITER.model)
         )
         policy = ready.items.under(params, programs)  # type: ignore[union-attr]
-        return log_q, log_prior, policy.log_ratios(jnp.asarray(data.members)), policy.divergence(jnp.asarray([0, 3, 4]))
+        divergence = policy.divergence(jnp.asarray([0, 3, 4]))
+        step = jax.value_and_grad(lambda params: ready.evaluate(jax.random.key(0), params, programs, 0.5)[0])(params)
+        by_token = replace(DirectPreference(data, loss="ipo", per_token=True), items=ready.items)
+        ipo = by_token.evaluate(jax.random.key(0), params, programs, 0.5)[0]
+        return log_q, log_prior, policy.log_ratios(jnp.asarray(data.members)), divergence, ipo, step
 
-    log_q, log_prior, found, divergence = map(np.asarray, look())
+    *arrays, (loss, slope) = look()
+    log_q, log_prior, found, divergence, ipo = map(np.asarray, arrays)
     np.testing.assert_allclose(np.exp(log_q).sum(0), 1.0, atol=1e-4)
 
     def ratio(prompt: str, text: str) -> float:
@@ -389,6 +394,10 @@ def test_log_ratios_of_texts_are_those_of_all_enumerated_ones(writing: Bound) ->
 
     for row, pair in zip(found, PAIRS, strict=True):
         assert row == pytest.approx([ratio(pair["prompt"], pair[side]) for side in ("chosen", "rejected")], abs=1e-4)
+    each = found / [[2, 2], [3, 3], [3, 2]]  # tokens with their end, where there is room for it
+    assert float(ipo) == pytest.approx(((each[:, 0] - each[:, 1] - 1.0) ** 2).mean(), abs=1e-4)
+    assert float(loss) == pytest.approx(-np.log(expit(0.5 * (found[:, 0] - found[:, 1]))).mean(), abs=1e-5)
+    assert all(float(jnp.abs(x).max()) > 0 for x in slope.values())
     # KTO's estimate of KL: the answers of other prompts.
     shifted = [ratio("b", "caa"), ratio("b", "a"), ratio("cc", "cb")]
     assert float(divergence) == pytest.approx(np.mean(shifted), abs=1e-4)

@@ -64,6 +64,7 @@ class ImplicitScores(ScoreModel):
     UnusedOption(
         "label_smoothing", lambda given: given["loss"] in ("ipo", "kto"), "only likelihoods have labels to smooth"
     ),
+    UnusedOption("per_token", lambda given: given["loss"] != "ipo", "only loss='ipo' divides by lengths"),
     UnusedOption("desirable_weight", lambda given: given["loss"] != "kto", "only loss='kto' weighs labels"),
     UnusedOption("undesirable_weight", lambda given: given["loss"] != "kto", "only loss='kto' weighs labels"),
 )
@@ -101,6 +102,7 @@ class DirectPreference(Objective):
         alpha: order of regularizer="alpha".
         clip: greatest difference of the rewards of a pair that counts, reward units; for χPO, twice the reward's range.
         batch_size: rows of a step; by default all.
+        per_token: whether IPO divides the reward of a text by the number of its tokens, as TRL does.
         desirable_weight: λ of good items, for KTO.
         undesirable_weight: λ of bad items, for KTO.
 
@@ -137,6 +139,7 @@ class DirectPreference(Objective):
     alpha: float | None = None
     clip: Positive | None = None
     batch_size: Count | None = None
+    per_token: bool = False
     desirable_weight: Positive = 1.0
     undesirable_weight: Positive = 1.0
     model: PreferenceModel = field(init=False, repr=False, compare=False)
@@ -206,7 +209,10 @@ class DirectPreference(Objective):
         effects = {name: params[f"{OWN}{name}"] for name in self._effects}
         members = as_whole(self.model.data.members)[index]
         ratios = policy.log_ratios(members)
-        implied = self._clipped(implicit_reward(ratios, self.regularizer, self.alpha), beta)
+        implied = implicit_reward(ratios, self.regularizer, self.alpha)
+        if self.per_token:
+            implied = implied / jnp.asarray(self.items.lengths, implied.dtype)[members]
+        implied = self._clipped(implied, beta)
         losses, lead = self._losses(beta * implied, effects, index, members, policy, beta)
         # The effects have priors, so that the whole is a mode of their posterior given the policy.
         prior = sum(

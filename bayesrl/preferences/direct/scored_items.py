@@ -36,7 +36,13 @@ class ItemLogRatios(NamedTuple):
 
 
 class ScoredItems(abc.ABC):
-    """Judged items, prepared for a policy."""
+    """Judged items, prepared for a policy.
+
+    Attributes:
+        lengths: tokens of each item, [items]; 1 for an action.
+    """
+
+    lengths: np.ndarray
 
     @abc.abstractmethod
     def under(self, params: Params, programs: Programs) -> ItemLogRatios:
@@ -51,11 +57,13 @@ class ActionItems(ScoredItems):
         values: all joint values, {site: [values, *site shape]}.
         value: the number of each item's value, [items].
         context: the number of each item's context, [items].
+        lengths: 1 for each.
     """
 
     values: Mapping[str, Any]
     value: np.ndarray
     context: np.ndarray
+    lengths: np.ndarray
 
     @classmethod
     def of(cls, data: PreferenceData, programs: Programs) -> "ActionItems":
@@ -92,7 +100,7 @@ class ActionItems(ScoredItems):
             for at, item in enumerate(data.items)
         ]
         values = GradientPlan((), (), (), structure.actions, 1).branches(structure)
-        return cls({name: np.asarray(x) for name, x in values.items()}, value, np.asarray(named))
+        return cls({name: np.asarray(x) for name, x in values.items()}, value, np.asarray(named), np.ones(len(value)))
 
     def under(self, params: Params, programs: Programs) -> ItemLogRatios:
         """Score all values; see `ScoredItems.under`."""

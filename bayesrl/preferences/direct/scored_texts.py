@@ -41,6 +41,7 @@ class TextItems(ScoredItems):
         prompt: the number of each item's prompt, [items].
         tokens: completions with their ends, padded, [items, T].
         log_prior: log π₀ of each, nats, [items].
+        lengths: tokens of each, its end included, [items].
         one_prompt: whether the items of each row share their prompt, which the model then reads only once.
     """
 
@@ -48,6 +49,7 @@ class TextItems(ScoredItems):
     prompt: np.ndarray
     tokens: np.ndarray
     log_prior: np.ndarray
+    lengths: np.ndarray
     one_prompt: bool
 
     @classmethod
@@ -72,7 +74,8 @@ class TextItems(ScoredItems):
         members = data.members
         own = np.where(members >= 0, prompt[members], prompt[members[:, :1]])
         shared = bool((own == own[:, :1]).all())
-        bare = cls(prompts, prompt, tokens, np.zeros(len(tokens), np.float32), shared)
+        lengths = np.asarray([len(ids) for ids in completions])
+        bare = cls(prompts, prompt, tokens, np.zeros(len(tokens), np.float32), lengths, shared)
         with jax.ensure_compile_time_eval():
             return replace(bare, log_prior=bare.reference_scores(policy))
 
