@@ -32,7 +32,7 @@ from bayesrl.diagnostics.evidence.tempered_sample import worth_of
 from bayesrl.diagnostics.proxy_gains import Overoptimisation, trust_check
 from bayesrl.diagnostics.proxy_trust import trust_of
 from bayesrl.display.tables import Displayable, DisplayBlock, Line
-from bayesrl.errors import EngineError
+from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.regularized import minimised_loss
 from bayesrl.statistics.regularizer_names import distils, learns_directly
@@ -155,8 +155,8 @@ def diagnose(
     if held_out is not None and found is not None:
         score = partial(evaluate_fit, other_key, posterior, *held_out, max_count=max_count)
         checks.append(_held_out(found, held_out_evidence, score))
-    trust = overoptimisation or trust_of(fold_in(key, _OF_TRUST), posterior)
-    checks += [] if trust is None else [trust_check(trust)]
+    trust, more = _trust(key, posterior, overoptimisation)
+    checks += more
     return Diagnosis(
         *_verdict(checks := _advise(posterior, checks), reason, found, direct), tuple(checks), found, trust
     )
@@ -167,6 +167,17 @@ _LEADS_ELSEWHERE = (
     "the judgements lead elsewhere than this reward, or are too few: give more of them, or fit the reward itself "
     "(objective=ReverseKL())."
 )
+
+
+def _trust(
+    key: PRNGKey, posterior: Posterior, known: Overoptimisation | None
+) -> tuple[Overoptimisation | None, list[Check]]:
+    """Ask how far the reward can be followed, if it is not known."""
+    try:
+        found = known or trust_of(fold_in(key, _OF_TRUST), posterior)
+    except BayesRLError as error:
+        return None, [Check("trust", math.nan, 0.05, "unknown", f"not told: {str(error).rstrip('.')}.", "")]
+    return found, [] if found is None else [trust_check(found)]
 
 
 def _held_out(found: Evidence, known: Evidence | None, score: Callable[[], Evidence]) -> Check:

@@ -12,7 +12,7 @@ from bayesrl.compilation.callbacks import host_errors
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.grid import BatchEvaluator, run_with_sites, score_trace
-from bayesrl.statistics.reward_beliefs import given_draws, recorded_beliefs
+from bayesrl.statistics.reward_beliefs import RewardBelief, given_draws, recorded_beliefs
 
 _BLOCKS = (2048, 64)
 _NUMBERS_AT_ONCE = 2**24
@@ -65,8 +65,7 @@ class RewardDraws:
             if given is not None and given not in metrics:
                 known = ", ".join(map(repr, metrics)) or "none"
                 raise EngineError(f"{name}={given!r} is not a deterministic site of the policy; it has {known}")
-        with recorded_beliefs() as called, host_errors():
-            jax.eval_shape(lambda: list(_values(programs, {}, programs.args).values()))
+        called = beliefs_of(programs)
         if not called:
             raise EngineError(
                 "the rewards and metrics of the policy are all known: none is bayesrl.rewards.uncertain(...), so "
@@ -124,6 +123,13 @@ class RewardDraws:
                 "deterministic site that holds the uncertain reward"
             )
         return DrawnRewards(found["proxy"], found["true"], found.get("gold"))
+
+
+def beliefs_of(programs: Programs) -> dict[int, RewardBelief]:
+    """Return what the rewards and metrics of a program do not know, by the `id` of what the beliefs were made from."""
+    with recorded_beliefs() as called, host_errors():
+        jax.eval_shape(lambda: list(_values(programs, {}, programs.args).values()))
+    return called
 
 
 def _values(programs: Programs, sites: Mapping[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:

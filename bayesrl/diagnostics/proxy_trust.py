@@ -13,7 +13,7 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.diagnosed_fit import PolicyOrPosterior, full_data_fit
-from bayesrl.diagnostics.drawn_rewards import DrawnRewards, RewardDraws
+from bayesrl.diagnostics.drawn_rewards import DrawnRewards, RewardDraws, beliefs_of
 from bayesrl.diagnostics.proxy_gains import Overoptimisation
 from bayesrl.errors import EngineError
 from bayesrl.exact.grid import Axis, digits, num_assignments, path_axes, scatter
@@ -372,15 +372,16 @@ def _peak(strength: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def trust_of(key: PRNGKey, posterior: Posterior, gold: str | None = None) -> Overoptimisation | None:
-    """Return what `overoptimisation` finds of a fit, from fewer draws; None if nothing in its rewards is uncertain."""
+    """Return what `overoptimisation` finds of a fit, from fewer draws; None if nothing in its rewards is uncertain.
+
+    Raises:
+        BayesRLError: it cannot be found.
+    """
     # Who never made an uncertain reward need not wait for a trace of the program.
     if "bayesrl.rewards" not in sys.modules or posterior.programs is None or posterior.beta is None:
         return None
-    metrics = posterior.programs.structure.names("metric")
-    try:
-        found: Overoptimisation = overoptimisation(
-            key, posterior, gold=gold if gold in metrics else None, num_samples=_FEW, num_draws=_FEW
-        )
-    except EngineError:
+    if not beliefs_of(posterior.programs):
         return None
+    known = gold if gold in posterior.programs.structure.names("metric") else None
+    found: Overoptimisation = overoptimisation(key, posterior, gold=known, num_samples=_FEW, num_draws=_FEW)
     return found

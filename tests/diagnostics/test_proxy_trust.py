@@ -149,5 +149,12 @@ def test_bad_input_is_refused(call: Any, message: str) -> None:
         call()
 
 
+def test_what_cannot_be_told_is_unknown() -> None:
+    """The belief stands beside another proxy, and nobody said where."""
+    fitted = bayesrl.fit(jax.random.key(0), bandit(site="belief"), beta=1.0, num_steps=2, progress=False)
+    check = bayesrl.diagnose(jax.random.key(1), fitted)["trust"]
+    assert (check.outcome, "pass belief=" in check.explanation) == ("unknown", True)
+
+
 def known() -> None:
     bayesrl.reward("r", 1.0 * numpyro.sample("x", dist.Bernoulli(0.5)))

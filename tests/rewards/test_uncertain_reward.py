@@ -189,12 +189,15 @@ def test_texts_are_scored_by_what_the_last_layer_reads() -> None:
         replace(known, score_model=own), "laplace", {"weights": gaussian.draw(RNG, 9)}, gaussian, None, None
     )
     wary = rewards.uncertain(fitted, attitude="pessimistic", beta=0.5)
-    prompts = lm.encode_prompts(["a "], tokenizer)
+    relative = rewards.uncertain(fitted, reference="known")
+    prompts = lm.encode_prompts([{"prompt": "a ", "known": "bb"}], tokenizer)
     tokens = jnp.array(tokenizer.encode(["bb", "cc"], special=False))
     mask = jnp.array([[True, True], [True, False]])
     index, prompt = jnp.zeros(2, int), jnp.repeat(prompts.tokens, 2, 0)
     written = Completions(index, prompt, prompt >= 0, tokens, mask, prompts.examples)
-    found = jax.jit(lambda tokens: (0.5 * wary)(replace(written, tokens=tokens)))(tokens)
+    found, less = jax.jit(lambda tokens: [r(replace(written, tokens=tokens)) for r in (0.5 * wary, relative)])(tokens)
+    np.testing.assert_allclose(less, (features - features[0]) @ gaussian.mean, rtol=1e-4, atol=1e-5)
+    assert relative.fields == {"known"}
     expected = features @ gaussian.mean - np.einsum("nd,de,ne->n", features, gaussian.covariance, features)
     np.testing.assert_allclose(found, 0.5 * expected, rtol=1e-4, atol=1e-5)
     assert wary.separate
