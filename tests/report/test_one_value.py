@@ -38,8 +38,8 @@ def bandit() -> None:
 def climb() -> None:
     """No bound from above is known of its rewards, nor can they be enumerated."""
     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
-    count = numpyro.sample("count", dist.Poisson(3.0))
-    bayesrl.reward("height", x + 0.1 * count)
+    ahead = numpyro.sample("ahead", dist.Bernoulli(0.5))
+    bayesrl.reward("height", x + 0.1 * ahead)
 
 
 def near() -> None:

@@ -52,6 +52,12 @@ def find_activation(name: str) -> Callable[[Array], Array]:
 
 def normal(key: PRNGKey, shape: tuple[int, ...], scale: float, dtype: Any) -> Array:
     """Draw weights from N(0, scale²); the key is consumed."""
+    return _scaled_normal(key, shape, scale, dtype)
+
+
+# One program for each shape, and not one for each operation.
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _scaled_normal(key: PRNGKey, shape: tuple[int, ...], scale: Any, dtype: Any) -> Array:
     # Drawn in float32 and then rounded, so that a key gives the same model in either dtype.
     return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
