@@ -20,6 +20,7 @@ from bayesrl.control.learning.result import summary
 from bayesrl.diagnostics.checks import GOOD_SHARE, Check
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_with_limit
+from bayesrl.guides import AutoTilt
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_results import collect
 from bayesrl.report.write import write_fits
@@ -87,8 +88,8 @@ def sea() -> tuple[Posterior, dict[str, Any]]:
 CASES: dict[str, Callable[[], tuple[Posterior, dict[str, Any]]]] = {
     "bandit": lambda: (fit(bandit, beta=0.1, num_restarts=2), {"gold": "hit"}),
     "sweep": lambda: (fit(bandit, beta=jnp.array([1.0, 0.1])), {"gold": "hit"}),
-    "unbounded": lambda: (fit(climb, beta=0.5), {}),
-    "bounded, continuous": lambda: (fit(near, beta=0.3), {}),
+    "unbounded": lambda: (fit(climb, beta=0.5, guide=AutoTilt(tilt="constant")), {}),
+    "bounded, continuous": lambda: (fit(near, beta=0.3, guide=AutoTilt(tilt="constant")), {}),
     "contexts": lambda: (fit(rows, jnp.array([0, 1, 2, 0]), beta=0.2), {"held_out": (jnp.array([1, 1, 2, 0]),)}),
     "data and rewards": lambda: (fit(heard, beta=0.5), {}),
     "data": lambda: (fit(data), {}),

@@ -18,6 +18,7 @@ from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.exact.tabulation import freeze_program
+from bayesrl.guides import AutoTilt
 from bayesrl.monte_carlo.particles.bridging import bridge
 from bayesrl.monte_carlo.particles.conditional_chains import have_met
 from bayesrl.monte_carlo.particles.engines import ParticleOptions, SequentialParticles, TemperedParticles
@@ -98,7 +99,8 @@ def test_tempered_runs_that_hold_a_draw_are_unbiased_for_the_inverse() -> None:
 
 @pytest.fixture(scope="module")
 def posterior() -> Posterior:
-    return fit(jax.random.key(0), cities, beta=0.5, num_steps=400, progress=False)
+    guide = AutoTilt(tilt="constant")
+    return fit(jax.random.key(0), cities, beta=0.5, guide=guide, num_steps=400, progress=False)
 
 
 def test_a_fit_is_bracketed_from_both_sides(truth: Any, posterior: Posterior) -> None:
