@@ -16,6 +16,7 @@ import bayesrl
 from bayesrl.diagnostics.comparison import compare
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.evaluation import evaluate_exactly
+from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
 
 KEY = jax.random.key(8)
@@ -79,7 +80,7 @@ def test_mini_batches_give_way_to_all_data() -> None:
 def test_the_best_restart_is_compared() -> None:
     fits = pair_of_fits(ORACLES["flat"](), 1.0)
     joined: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *(fit.params for fit in fits.values()))
-    made = fits["here"]
+    made = with_draws(KEY, fits["here"])
     stacked = {n: np.concatenate([np.full_like(v, -9.0), v]) for n, v in made.statistics.items()}
     history = {n: v if n == "step" else np.concatenate([v, v], -1) for n, v in made.history.items()}
     draws = {n: np.concatenate([v, v]) for n, v in made.draws.items()}
