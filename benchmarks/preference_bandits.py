@@ -33,7 +33,7 @@ from scipy.special import expit, logsumexp
 
 from bayesrl import rewards
 from bayesrl.diagnostics.drawn_rewards import DrawnRewards
-from bayesrl.diagnostics.proxy_gains import Overoptimisation
+from bayesrl.diagnostics.proxy_gains import Overoptimisation, likely_turn_of
 from bayesrl.diagnostics.proxy_trust import gains_of_table
 from bayesrl.preferences.engines.gibbs_sampling import polya_gamma
 from benchmarks.results import table, target
@@ -222,11 +222,8 @@ def turning_of(gains: Overoptimisation, drawn: np.ndarray) -> tuple[float, ...]:
     order = np.array([place[float(beta)] for beta in gains.strength])
     last = len(BETA) - 1
     measured, lower, mean = (int(part.argmax()) for part in (gains.gold.mean, gains.lower, gains.predicted.mean))
-    turns = drawn[order].argmax(0)
-    shares = np.bincount(turns[turns < last], minlength=last + 1) / max((turns < last).sum(), 1)
-    windows = np.convolve(shares, np.ones(3), "same")
-    probable = (int(windows.argmax()), float(windows.max()), float((turns < last).mean()))
-    return (measured if measured < last else -1), lower, mean, *probable
+    turn = likely_turn_of(drawn[order])
+    return (measured if measured < last else -1), lower, mean, *turn
 
 
 # ---- the tables ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,30 @@ from bayesrl.display.formatting import estimate_at, format_estimate, format_numb
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate
+
+
+class LikelyTurn(NamedTuple):
+    """Where the true reward turns down, under its posterior.
+
+    Attributes:
+        place: the middle one of the three neighbouring points that most probably hold its turn, in the order of KL.
+        chance: probability that these three hold it, given that it turns within the sweep.
+        p_turns: probability that it turns within the sweep, and is not greatest at the end.
+    """
+
+    place: int
+    chance: float
+    p_turns: float
+
+
+def likely_turn_of(gains: np.ndarray) -> LikelyTurn:
+    """Find where joint draws of the gains, [points, draws] in the order of KL, are greatest before the end."""
+    last = len(gains) - 1
+    turns = gains.argmax(0)
+    inside = turns[turns < last]
+    shares = np.bincount(inside, minlength=last + 1) / max(len(inside), 1)
+    windows = np.convolve(shares, np.ones(3))[1:-1]
+    return LikelyTurn(int(windows.argmax()), float(windows.max()), len(inside) / len(turns))
 
 
 @checked(EngineError)
@@ -38,6 +62,7 @@ class Overoptimisation(Displayable):
         gold: gain in the gold metric, if there is one.
         level: of the interval.
         turning_point: β or n of the greatest lower end, if it falls beyond; None if it still rises at the end.
+        likely_turn: where the true reward most probably turns down, if it does; see `likely_turn_of`.
         gold_turning_point: the same of measured gold; None without gold, too.
         exact: whether expectations are sums over all that the policy may draw.
         num_draws: joint draws of the reward.
@@ -56,6 +81,7 @@ class Overoptimisation(Displayable):
     gold: Estimate | None
     level: float
     turning_point: float | None
+    likely_turn: LikelyTurn
     gold_turning_point: float | None
     exact: bool
     num_draws: int
@@ -86,6 +112,10 @@ class Overoptimisation(Displayable):
     def explanation(self) -> str:
         """Where to stop, in a sentence or two."""
         told = [_turning(self, self.turning_point, "the lower end of the predicted gain")]
+        turn = self.likely_turn
+        if turn.p_turns > 0:
+            at = f"most probably near {self.symbol} = {self.strength[turn.place]:.3g}"
+            told.append(f"The true gain turns down with probability {format_percent(turn.p_turns)}, {at}.")
         if self.gold is not None:
             told.append(_turning(self, self.gold_turning_point, "the measured gain in gold"))
         return " ".join(told)

@@ -14,7 +14,7 @@ from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.diagnosed_fit import PolicyOrPosterior, full_data_fit
 from bayesrl.diagnostics.drawn_rewards import DrawnRewards, RewardDraws, beliefs_of
-from bayesrl.diagnostics.proxy_gains import Overoptimisation
+from bayesrl.diagnostics.proxy_gains import Overoptimisation, likely_turn_of
 from bayesrl.errors import EngineError
 from bayesrl.exact.grid import Axis, digits, num_assignments, path_axes, scatter
 from bayesrl.exact.tabulation import check_grid_size, freeze_program, score_by_context
@@ -347,6 +347,7 @@ def _summarised(points: _Points, level: float, num_draws: int) -> Overoptimisati
         gold=gold,
         level=level,
         turning_point=_peak(strength, lower),
+        likely_turn=likely_turn_of(gains),
         gold_turning_point=None if gold is None else _peak(strength, np.asarray(gold.mean)),
         exact=weights is not None,
         num_draws=num_draws,

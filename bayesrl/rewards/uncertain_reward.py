@@ -189,7 +189,8 @@ def uncertain(
             normal law. A list of functions, or of rewards of texts: an ensemble, whose members are all there is.
         attitude: the name.
         beta: β of the exponential attitudes, reward units per nat. Use that of the fit, if policy and nature are to pay
-            the same price; a program does not know the β at which it will be tilted.
+            the same price; a program does not know the β at which it will be tilted. s²/2β grows without bound as β
+            falls: where that is more caution than is meant, take a larger one, or "sd_penalty".
         level: of the quantile.
         sds: number of standard deviations.
         reference: what r is relative to. Comparisons tell a reward only up to a constant, and an attitude other than

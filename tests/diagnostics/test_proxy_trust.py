@@ -14,7 +14,7 @@ from scipy.special import softmax
 import bayesrl
 from bayesrl import rewards
 from bayesrl.diagnostics.checks import Check
-from bayesrl.diagnostics.proxy_gains import Overoptimisation, trust_check
+from bayesrl.diagnostics.proxy_gains import LikelyTurn, Overoptimisation, likely_turn_of, trust_check
 from bayesrl.errors import EngineError
 
 RNG = np.random.default_rng(0)
@@ -118,6 +118,14 @@ def test_a_fit_by_sums_and_from_draws(tmp_path: Path) -> None:
     assert found.explanation.partition(" is greatest")[0] in text
 
 
+def test_the_likely_turn() -> None:
+    """Of ten draws three do not turn; of the others four are greatest at 1, two at 2, one at 0."""
+    greatest = np.array([1, 1, 1, 1, 2, 2, 0, 4, 4, 4])
+    turn = likely_turn_of(np.eye(5)[:, greatest])
+    assert turn == pytest.approx((1, 1.0, 0.7))
+    assert likely_turn_of(np.eye(3)[:, [2, 2]]).p_turns == 0
+
+
 @pytest.mark.parametrize(
     ("lower", "mean", "outcome"),
     [([0.1, 0.3, 0.2], 0.5, "warn"), ([0.1, 0.2, 0.3], 0.5, "pass"), ([0.1, 0.2, -0.3], -0.1, "fail")],
@@ -128,7 +136,7 @@ def test_the_check_of_trust(lower: list[float], mean: float, outcome: str) -> No
     turning = None if low.argmax() == 2 else 1.0
     found = Overoptimisation(
         "beta", np.array([4.0, 2.0, 1.0]), bayesrl.Estimate(kl, 0 * kl), known, known, low, low + 1, (low < 0) * 0.6,
-        np.full(3, 1 / 3), kl / 2, None, 0.9, turning, None, True, 100,
+        np.full(3, 1 / 3), kl / 2, None, 0.9, turning, LikelyTurn(0, 1.0, 0.0), None, True, 100,
     )  # fmt: skip
     check: Check = trust_check(found)
     assert (check.outcome, check.value) == (outcome, found.p_worse[-1])
