@@ -39,9 +39,9 @@ class UncertainReward(Reward, Displayable):
     Example:
         >>> import numpy as np
         >>> from bayesrl import rewards
-        >>> reward = rewards.uncertain((np.array([0.0, 1.0]), np.diag([0.1, 2.0])), attitude="pessimistic", beta=1.0)
-        >>> reward.values.tolist(), float(reward(1))
-        ([-0.05, 0.0], 0.0)
+        >>> reward = rewards.uncertain((np.array([0.0, 1.0]), np.diag([0.1, 3.0])), attitude="pessimistic", beta=1.0)
+        >>> reward.values.round(3).tolist(), round(float(reward(0)), 3)
+        ([-0.05, -0.5], -0.05)
     """
 
     belief: Any
