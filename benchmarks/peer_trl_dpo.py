@@ -17,7 +17,7 @@ from peer_trl import load, versions
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-SKIPPED = 10
+SKIPPED = 8
 AT_ONCE = 256
 
 

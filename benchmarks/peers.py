@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
     return python
 
 
-def run_peer(peer: tuple[str, tuple[str, ...]], script: str, *arguments: str) -> Any:
+def run_peer(
+    peer: tuple[str, tuple[str, ...]], script: str, *arguments: str, variables: Mapping[str, str] | None = None
+) -> Any:
     """Run a script of this folder in a peer's environment; its last line is its answer, as JSON."""
     path = Path(__file__).parent / script
     command = [str(python_of(peer)), str(path), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **(variables or {})})  # noqa: S603
     return json.loads(done.stdout.strip().splitlines()[-1])

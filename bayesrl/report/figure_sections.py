@@ -94,8 +94,20 @@ def _training(fit: FitResults) -> Iterator[Content]:
     if symbol != "KL":
         captions[DIVERGENCE] = f"{symbol} to the prior, which J counts in the place of KL. Good: flat at the end."
         captions["kl"] = "How far it left the prior in KL, which is in no J here. Good: flat at the end."
+    history = fit.posterior.history
+    if "direct" in fit.posterior.settings:
+        captions["objective"] = (
+            f"E[R] − β·{symbol}, which a fit to judgements does not maximise. Good: flat at the end."
+        )
+        loss, right = (np.ravel(np.mean(history[name][-1], -1)) for name in ("loss", "metrics/accuracy"))
+        yield (
+            f"At the end the loss of the judgements is {', '.join(f'{x:.3f}' for x in loss)}, and the implicit reward "
+            f"prefers what was chosen in {', '.join(f'{x:.0%}' for x in right)} of them, by β in the order above."
+        )
     for name in curve_names(fit.posterior):
-        yield CaptionedFigure(history_figure(fit.posterior, name, fit.optimum), captions[name])
+        # A fit to texts that were judged draws none while it learns, and so knows no J.
+        if np.isfinite(history[name]).any():
+            yield CaptionedFigure(history_figure(fit.posterior, name, fit.optimum), captions[name])
 
 
 def _policy(fit: FitResults) -> Iterator[Content]:

@@ -117,18 +117,20 @@ def _numbers_caption(fits: Sequence[FitResults]) -> str:
         if what is not None
     ]
     others = dict.fromkeys(regularizer_of(fit.posterior.settings) for fit in fits)
+    direct = all("direct" in fit.posterior.settings for fit in fits)
+    aim = "what the policy's reward gives" if direct else "what was maximised"
     distilled = all("best_of_n" in fit.posterior.settings for fit in fits)
     if distilled:
         units.append("β·KL(q‖pₙ) and E[R] are in reward units, KL in nats")
     elif any(rewarded) and ("kl", None) in others:
         units.append(
-            "J = E[R] − β·KL is what was maximised, J* the best that any policy can reach. J, J*, gap and E[R] are in "
-            "reward units, KL and log Z in nats"
+            f"J = E[R] − β·KL is {aim}, J* the best that any policy can reach. J, J*, gap and E[R] are in reward "
+            "units, KL and log Z in nats"
         )
     for one in (one for one in others if one[0] != "kl"):
         symbol = regularizer_symbol(*one)
         units.append(
-            f"J = E[R] − β·{symbol} is what was maximised, with {symbol} in the place of KL, and J* the best that any "
+            f"J = E[R] − β·{symbol} is {aim}, with {symbol} in the place of KL, and J* the best that any "
             f"policy can reach, at p*; {regularizer_formula(*one)}. J, J*, gap and E[R] are in reward units; KL to the "
             "prior, in nats, is told beside them and is in no J"
         )

@@ -192,23 +192,21 @@ def _check_lengths(data: PreferenceData, policy: PromptedPolicy, before: np.ndar
             f"item {short[0]} has {pluralize(int(lengths[short[0]]), 'token')}, and the policy always writes {most}; "
             "pass texts of that length, or a policy that stops at an end token"
         )
-    over = [
-        (lengths > most, f"completions of more than max_new_tokens={most}", "raise max_new_tokens"),
-        (before + lengths > context.max_length + 1, f"more tokens than the context of {context.max_length}", "shorten"),
+    # The last token of a text is written and never read, so it needs no place in the context.
+    room, whole = context.max_length + 1, before + lengths
+    bounds = [
+        (lengths, most, f"completions of more than max_new_tokens={most}", "raise max_new_tokens of lm.policy"),
+        (whole, room, f"more tokens than the context of {context.max_length}", "shorten them"),
     ]
-    for bad, what, remedy in over:
-        if not bad.any():
-            continue
-        rows = np.flatnonzero(((data.members >= 0) & bad[data.members]).any(-1))
-        named = ", ".join(map(str, rows[:_MOST_NAMED])) + (", …" if len(rows) > _MOST_NAMED else "")
-        longest = int((lengths if what.startswith("completions") else before + lengths).max())
-        raise PreferenceError(
-            f"{pluralize(len(rows), 'row')} of {len(data)} ({named}) have {what}, up to {longest}, and nothing is cut "
-            f"in silence; {'raise max_new_tokens of lm.policy' if remedy != 'shorten' else 'shorten them'}, or keep "
-            "the others: data.take(rows)"
-        )
+    for sizes, bound, what, remedy in bounds:
+        if (rows := np.flatnonzero(((data.members >= 0) & (sizes > bound)[data.members]).any(-1))).size:
+            named = ", ".join(map(str, rows[:_MOST_NAMED])) + (", …" if len(rows) > _MOST_NAMED else "")
+            raise PreferenceError(
+                f"{pluralize(len(rows), 'row')} of {len(data)} ({named}) have {what}, up to {sizes.max()}, and nothing "
+                f"is cut in silence; {remedy}, or keep the others: data.take(rows)"
+            )
     widest = int(before.max() + lengths.max())
-    if widest > context.max_length + 1:
+    if widest > room:
         raise PreferenceError(
             f"the longest prompt has {before.max()} tokens and the longest completion {lengths.max()}, padded together "
             f"more than the context of {context.max_length}; leave out the longest of either: data.take(rows)"
