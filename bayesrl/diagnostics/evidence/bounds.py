@@ -119,7 +119,7 @@ def evidence(
         method: `auto` picks the tightest method; the others insist on one. `dual` is of fits with another regulariser.
         optimum: returns the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
         reward_bound: greatest total reward of a context, reward units, if it cannot be proven.
-        num_samples: greatest number of draws; by default 2¹⁷, or 2¹⁶ texts over all prompts, but 2¹⁰ of each.
+        num_samples: greatest number of draws; by default 2¹⁷, or of texts 2¹⁵ over all prompts, but 2¹⁰ of each.
         max_count: largest number of assignments to enumerate.
         twist: by which the particles of `method="smc"` look ahead; see `bayesrl.smc`.
         exact_draws: independent draws of p* for particles to hold, {site: [draws, ...]}, where you have some: of the
@@ -192,6 +192,7 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
     except EngineError as error:
         caveat = str(error).partition(";")[0]
         num = int(np.clip(_DRAWN_NUMBERS // (structure.width * len(betas)), LEAST_DRAWS, 20_000))
+        num = min(num, most_draws(None, fit._programs_for()))
         rows = [estimate_evidence(fold_in(own_key, i), one, beta, num, caveat) for i, (beta, one) in enumerate(betas)]
         found = Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ())
     return dataclasses.replace(found, num_contexts=structure.num_contexts, metrics=estimate_metrics(metrics_key, fit))
@@ -204,6 +205,7 @@ def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
         return {}
     shape = np.shape(posterior.beta) if posterior.beta is not None else ()
     num = int(np.clip(_DRAWN_NUMBERS // (4 * structure.width * max(math.prod(shape), 1)), LEAST_DRAWS, 4_000))
+    num = min(num, most_draws(None, posterior._programs_for()))
     found = posterior.estimate(key, num).metrics
     return jax.tree.map(lambda x: np.asarray(x, float).reshape(shape), found)
 
@@ -300,8 +302,9 @@ class _Search:
             bounds = find_bounds(programs, beta, self.reward_bound)
             try:
                 own, steps = fold_in(key, 2), MOST_TEMPERATURES if self.method == "smc" else FEW_TEMPERATURES
+                most = self.num_samples
                 return bracket_by_particles(
-                    own, programs, params, beta, found, sampled, bounds, num, self.twist, self.exact_draws, steps
+                    own, programs, params, beta, found, sampled, bounds, most, self.twist, self.exact_draws, steps
                 )
             except EngineError:
                 if self.method == "smc":

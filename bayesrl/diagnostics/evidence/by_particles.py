@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.programs import Programs
+from bayesrl.diagnostics.evidence.by_sampling import MOST_DRAWS, most_draws
 from bayesrl.diagnostics.evidence.confidence_limits import LEVEL, NUM_GROUPS, markov_lower
 from bayesrl.diagnostics.evidence.mixture_sample import target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
@@ -36,17 +37,15 @@ _PILOT_SPREAD = 0.5
 _SPREAD = 1.0
 """Where log Ẑ of single runs spreads by more than this, nats, its standard error is not to be trusted."""
 
-_FEWEST_GROUPS = 8  # fewer do not tell their own spread
+_FEWEST_GROUPS = 8
 _SIDES_APART = 4.0
 """Standard errors between the two sides' estimates beyond which neither is trusted."""
 
 
 def _sizes(programs: Programs) -> tuple[int, int]:
     """Return the number of runs and the fewest particles of each: contexts share the noise, so many need fewer."""
-    contexts = math.prod(programs.structure.context_shape)
-    if contexts < _MANY_CONTEXTS:
-        return NUM_GROUPS, 64
-    return (NUM_GROUPS // 2 if contexts < 4 * _MANY_CONTEXTS else _FEWEST_GROUPS), 16
+    contexts = math.prod(programs.structure.context_shape) // _MANY_CONTEXTS
+    return (NUM_GROUPS, 64) if contexts < 1 else (NUM_GROUPS // 2 if contexts < 4 else _FEWEST_GROUPS, 16)
 
 
 class Above(NamedTuple):
@@ -101,7 +100,7 @@ def bracket_by_particles(
     found: Evidence,
     sampled: TemperedSample,
     bounds: Bounds,
-    num_samples: int,
+    num_samples: int | None,
     twist: Any,
     exact_draws: Mapping[str, Any] | None,
     most_steps: int,
@@ -121,7 +120,8 @@ def bracket_by_particles(
         found: the bracket from draws of fit and prior.
         sampled: those draws.
         bounds: on the rewards, if they are proven or given.
-        num_samples: greatest number of particles in all forward runs and in the fewest conditional ones.
+        num_samples: greatest number of particles in all forward runs and in the fewest conditional ones, and of draws
+            of the prior for exact ones; see `most_draws` for the default.
         twist: of `smc`; None takes the usual one.
         exact_draws: draws of p*, {site: [draws, ...]}, if there are any.
         most_steps: of temperature; a longer path is given up.
@@ -130,19 +130,20 @@ def bracket_by_particles(
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo".
     """
     num_runs, fewest = _sizes(programs)
-    most = int(np.clip(num_samples // (num_runs * (SWEEPS[0] + 2)), 2, _MOST_PARTICLES))
+    num, particles = (most_draws(given, programs) for given in (num_samples, num_samples or MOST_DRAWS))
+    most = int(np.clip(particles // (num_runs * (SWEEPS[0] + 2)), 2, _MOST_PARTICLES))
     ways = _ways(fold_in(key, 0), programs, params, beta, num_runs, (fewest, most), most_steps, twist)
     exact = exact_draws
-    if exact is None and sampled.exact_draws.min() * num_samples >= num_runs * len(sampled.w):
-        exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num_samples, num_runs)
+    if exact is None and sampled.exact_draws.min() * num >= num_runs * len(sampled.w):
+        exact = _exact_draws(fold_in(key, 2), programs, beta, bounds, num, num_runs)
     tried = []
-    for i, (engine, num) in enumerate(ways):
+    for i, (engine, size) in enumerate(ways):
         own_key = fold_in(key, 3 + i)
-        forward = run_particles(fold_in(own_key, 0), engine, beta, num, None)
+        forward = run_particles(fold_in(own_key, 0), engine, beta, size, None)
         if exact is None:
-            above = from_chains(fold_in(own_key, 1), programs, engine, beta, num, forward)
+            above = from_chains(fold_in(own_key, 1), programs, engine, beta, size, forward)
         else:
-            above = _from_exact_draws(fold_in(own_key, 2), engine, beta, num, num_runs, exact)
+            above = _from_exact_draws(fold_in(own_key, 2), engine, beta, size, num_runs, exact)
         tried.append((forward, above))
         # The next way's runs are its own, so that others came to nothing does not move them.
         if above.has_upper:
@@ -202,7 +203,6 @@ def _ways(
     for _, noise, i, engine in sorted(runs, key=lambda run: run[:3], reverse=True)[:2]:
         own = num
         if noise > _PILOT_SPREAD and between[1] > num:
-            # The spread falls with the root of their number.
             own = int(min(between[1], num * math.ceil((noise / _PILOT_SPREAD) ** 2)))
         ways.append((engine, num) if own == num and not texts else (make(i, own, num_runs), own))
     return ways

@@ -25,7 +25,7 @@ MOST_DRAWS = 2**17
 FIRST_DRAWS = 2**13
 """Draws of the first batch: half of the fit, half of the prior."""
 
-_MOST_TEXTS = 2**16  # of all contexts together
+_MOST_TEXTS = 2**15  # of all contexts together
 _FEWEST_TEXTS = 2**10
 
 _CELLS = 2**23
