@@ -192,7 +192,7 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
     except EngineError as error:
         caveat = str(error).partition(";")[0]
         num = int(np.clip(_DRAWN_NUMBERS // (structure.width * len(betas)), LEAST_DRAWS, 20_000))
-        num = min(num, most_draws(None, fit._programs_for()))
+        num = min(num, most_draws(None, fit._programs_for()) // 2)
         rows = [estimate_evidence(fold_in(own_key, i), one, beta, num, caveat) for i, (beta, one) in enumerate(betas)]
         found = Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ())
     return dataclasses.replace(found, num_contexts=structure.num_contexts, metrics=estimate_metrics(metrics_key, fit))
@@ -205,7 +205,7 @@ def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
         return {}
     shape = np.shape(posterior.beta) if posterior.beta is not None else ()
     num = int(np.clip(_DRAWN_NUMBERS // (4 * structure.width * max(math.prod(shape), 1)), LEAST_DRAWS, 4_000))
-    num = min(num, most_draws(None, posterior._programs_for()))
+    num = min(num, most_draws(None, posterior._programs_for()) // 4)
     found = posterior.estimate(key, num).metrics
     return jax.tree.map(lambda x: np.asarray(x, float).reshape(shape), found)
 
