@@ -1,11 +1,11 @@
 """`compare_engines`: every engine of one posterior side by side, with the same number of evaluations."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.arguments import CountAboveOne, Untraced, UnusedOption, checked
+from bayesrl.arguments import Untraced, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.random_keys import fold_in
 from bayesrl.compilation.stopwatch import stopwatch
@@ -64,7 +64,7 @@ def compare_engines(
     policy: PolicyOrPosterior,
     *args: Any,
     beta: Beta | None = None,
-    budget: CountAboveOne = DEFAULT_BUDGET,
+    budget: Annotated[int, integer_range(256)] = DEFAULT_BUDGET,
     engines: Sequence[EngineName] | None = None,
     optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,

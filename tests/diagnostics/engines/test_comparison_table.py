@@ -85,7 +85,7 @@ def posterior() -> Any:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"budget": 1}, EngineError, "budget=1; use a whole number of at least 2"),
+        ({"budget": np.asarray(3)}, EngineError, "use a whole number of at least 256"),
         ({"budget": 2.5}, EngineError, "budget=2.5"),
         ({"engines": ["enumeration", "guess"]}, EngineError, "'guess'.*'known_optimum', 'enumeration'"),
         ({"engines": []}, EngineError, "names none; choose from known_optimum, enumeration"),
@@ -93,7 +93,11 @@ def posterior() -> Any:
         ({"beta": None}, PolicyError, "needs a temperature"),
         ({"beta": -1.0}, PolicyError, "beta=-1.0"),
         ({"engines": ["known_optimum"], "optimum": lambda beta: "high"}, EngineError, "no engine applies.*gave 'high'"),
-        ({"engines": ["smc_tempered"], "budget": 40}, EngineError, "budget=40 is too small for 16 runs of 2 particles"),
+        (
+            {"engines": ["smc_tempered"], "budget": 256, "beta": 0.01},
+            EngineError,
+            "budget=256 is too small for 16 runs of 2 particles",
+        ),
     ],
 )
 def test_bad_input_is_named(options: dict[str, Any], error: Any, message: str) -> None:
