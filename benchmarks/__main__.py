@@ -45,6 +45,7 @@ BENCHMARKS = (
     "preference_bandits",
     "direct_preferences",
     "active_preferences",
+    "helpful_text",
     "language_checkpoints",
     "language_exact",
     "language_speed",

@@ -77,7 +77,7 @@ def problem(
             bayesrl.reward("judged score", judged(item))
             numpyro.deterministic("expected score", score[item])
             if gold is not None:
-                numpyro.deterministic("gold score", gold[item])
+                numpyro.deterministic("gold", gold[item])
 
     return bayesrl.Problem(
         choose,
