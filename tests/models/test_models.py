@@ -24,7 +24,8 @@ def test_every_model_says_what_it_is(name: str) -> None:
     assert uses
     if "problem" in uses:
         # Models that are trained on the spot are trained for a moment here, whatever they make of it.
-        quick = {"training_steps": 2} if "training_steps" in model_options(name) else {}
+        small = {"training_steps": 2, "comparisons": 12}
+        quick = {option: value for option, value in small.items() if option in model_options(name)}
         problem = bayesrl.load_problem(name, **quick)
         assert isinstance(problem, Problem)
         assert problem.beta is not None
