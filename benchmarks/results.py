@@ -24,7 +24,9 @@ def write_section(name: str, title: str, text: str, order: Sequence[str]) -> Non
     """Replace the section of one benchmark and leave the others as they are."""
     sections = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     sections[name] = f"## {title}\n\n`python -m benchmarks {name}`: {environment()}.\n\n{text.strip()}\n"
-    parts = [f"<!-- {key} -->\n{sections[key]}<!-- end of {key} -->\n" for key in order if key in sections]
+    # A run that began before others were added knows nothing of their sections, and must leave them.
+    keys = [*(key for key in order if key in sections), *(key for key in sections if key not in order)]
+    parts = [f"<!-- {key} -->\n{sections[key]}<!-- end of {key} -->\n" for key in keys]
     beside = RESULTS.with_suffix(".new")
     beside.write_text("\n".join([HEAD, *parts]), encoding="utf-8", errors="backslashreplace")
     beside.replace(RESULTS)  # atomic: a failed write leaves the other sections as they were
