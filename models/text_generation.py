@@ -20,7 +20,7 @@ _ENGINES = ("importance", "importance_from_fit", "rejection", "smc_sequential", 
 """Engines that reach texts; particles along temperatures write every text anew, and looking ahead asks the classifier
 after every token."""
 _RATE = 3e-4
-"""Of all parameters, less than is usual: at three times of it the first steps spend more KL than they ever earn back."""
+"""Of all parameters, less than is usual: at three times of it the first steps spend more KL than they earn back."""
 
 _WORDS = 4
 """Number of words in a prompt, from the start of a paragraph."""

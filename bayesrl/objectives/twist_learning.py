@@ -211,8 +211,9 @@ class SoftValueRegression(TwistObjective):
     by half of the mean square, nats². q ∝ π₀·exp(r/β + ψ) makes the right side for λ = 0 the soft Bellman backup
     log E_π₀[exp(r/β + ψ_{t+1})] without noise; with the true soft value it is right for every λ and every path. Where
     another policy drew a step, λ is cut by min(1, ratio of q to it). Paths that neither the prior nor q draws are not
-    learned. Values are learned with their absolute size: where all rewards are far from 0, such as log-probabilities of
-    long texts, add a constant that brings them near, which changes neither p* nor q. The metrics `ess` and `log_z` are those of `ContrastiveTwist`.
+    learned. Values are learned with their absolute size: where all rewards are far from 0, as log-probabilities are,
+    add a constant that brings them near, which changes neither p* nor q. The metrics `ess` and `log_z` are those of
+    `ContrastiveTwist`.
 
     Args:
         num_particles: draws per step and context.
