@@ -128,7 +128,10 @@ class RewardDraws:
 def beliefs_of(programs: Programs) -> dict[int, RewardBelief]:
     """Return what the rewards and metrics of a program do not know, by the `id` of what the beliefs were made from."""
     with recorded_beliefs() as called, host_errors():
-        jax.eval_shape(lambda: list(_values(programs, {}, programs.args).values()))
+        # Run, and not scored: mini-batches have fewer rewards than there are contexts.
+        jax.eval_shape(
+            lambda: [site.value for site in run_with_sites(programs.policy, {}, programs.args).sites.values()]
+        )
     return called
 
 

@@ -13,7 +13,10 @@ from scipy.special import softmax
 
 import bayesrl
 from bayesrl import rewards
+from bayesrl.core.programs import Programs
+from bayesrl.core.structure import inspect
 from bayesrl.diagnostics.checks import Check
+from bayesrl.diagnostics.drawn_rewards import beliefs_of
 from bayesrl.diagnostics.proxy_gains import LikelyTurn, Overoptimisation, likely_turn_of, trust_check
 from bayesrl.errors import EngineError
 
@@ -155,6 +158,17 @@ def test_the_check_of_trust(lower: list[float], mean: float, outcome: str) -> No
 def test_bad_input_is_refused(call: Any, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         call()
+
+
+def test_programs_on_mini_batches_are_asked_too() -> None:
+    unsure = rewards.uncertain(DRAWS)
+
+    def batched() -> None:
+        with numpyro.plate("row", 6, subsample_size=2):
+            bayesrl.reward("r", unsure(numpyro.sample("item", dist.Categorical(logits=jnp.zeros(DRAWS.shape[1])))))
+
+    programs = Programs(batched, None, inspect(jax.random.key(0), batched), ())
+    assert list(beliefs_of(programs)) == [id(unsure.belief.origin)]
 
 
 def test_what_cannot_be_told_is_unknown() -> None:
