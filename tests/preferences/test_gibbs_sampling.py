@@ -54,6 +54,9 @@ def test_labels_too() -> None:
 
 def test_other_models_are_refused() -> None:
     tied = PreferenceData.of_pairs([0, 1], [1, 0], [1, 0.5])
-    for model in (bradley_terry(tied, ties="davidson"), plackett_luce(PreferenceData.of_rankings([[0, 1]]))):
-        with pytest.raises(PreferenceError, match=r"method='gibbs' needs pairs or labels .*; use method='nuts'"):
+    for model, message in (
+        (bradley_terry(tied, ties="davidson"), "needs pairs, labels or ratings, without ties"),
+        (plackett_luce(PreferenceData.of_rankings([[0, 1]])), "takes Bradley–Terry or Thurstone"),
+    ):
+        with pytest.raises(PreferenceError, match=f"method='gibbs' {message}.*; use method='nuts'"):
             infer(jax.random.key(0), model, method="gibbs")
