@@ -118,7 +118,7 @@ class PreferenceData:
         Raises:
             PreferenceError: a ranking names an item twice, or fewer than two.
         """
-        if np.ndim(rankings) == 0 and not isinstance(rankings, Sequence):
+        if not isinstance(rankings, Sequence) and np.ndim(rankings) == 0:
             raise PreferenceError("rankings must be a list of them, each a list of items; pass such as [[2, 0, 1]]")
         rows = [_numbered(row, f"ranking {number}") for number, row in enumerate(rankings)]
         for number, row in enumerate(rows):
