@@ -21,6 +21,7 @@ from bayesrl.lm.guides import ModelGuide
 from bayesrl.posterior.policy_and_guide import Bound, bind_programs
 from bayesrl.preferences import DirectPreference, PreferenceData, TextScores, bradley_terry, read, thurstone
 from bayesrl.preferences.direct.judgement_losses import implicit_reward, ipo_losses, kto_losses, likelihood_losses
+from bayesrl.preferences.direct.minibatch_rows import choose_rows
 from bayesrl.preferences.outcome_log_probs import log_probs_of_pairs
 
 STRENGTH = np.array([1.0, 2.0, 3.0])
@@ -264,6 +265,14 @@ def test_items_of_contexts_are_named_by_their_prompts() -> None:
     np.testing.assert_allclose(np.asarray(ratios)[:, 0] - np.asarray(ratios)[:, 1], [1.0, 16.0], rtol=1e-5)
     with pytest.raises(PreferenceError, match="item 0 has prompt None, and the policy has 2 contexts"):
         DirectPreference(judged()).prepare(jax.random.key(0), programs, params)
+
+
+def test_rows_of_a_mini_batch_are_all_as_likely_and_none_comes_twice() -> None:
+    keys = jax.random.split(jax.random.key(0), 4000)
+    rows = np.asarray(jax.jit(jax.vmap(lambda key: choose_rows(key, 12, 5)))(keys))
+    assert all(len(set(row)) == 5 for row in rows.tolist())
+    # 4,000 draws of 5 of 12: each row comes in 1,667 of them, with a standard deviation of 31; 5 of them for all 12.
+    np.testing.assert_allclose(np.bincount(rows.reshape(-1), minlength=12), 4000 * 5 / 12, atol=5 * 31)
 
 
 # ---- formulas ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from bayesrl.preferences.direct.judgement_losses import (
     kto_losses,
     likelihood_losses,
 )
+from bayesrl.preferences.direct.minibatch_rows import choose_rows
 from bayesrl.preferences.direct.scored_items import ActionItems, ItemLogRatios, ScoredItems
 from bayesrl.preferences.direct.scored_texts import TextItems
 from bayesrl.preferences.preference_program import PreferenceModel
@@ -193,10 +194,9 @@ class DirectPreference(Objective):
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Choose the rows of a step; see `Objective.draw`."""
         count = len(self.model.data)
-        rows = jnp.arange(count)
-        if self.batch_size is not None and self.batch_size < count:
-            rows = jax.random.permutation(key, rows)[: self.batch_size]
-        return Draws.from_sites({})._replace(plates={_ROWS: rows.astype(jnp.int32)})
+        size = count if self.batch_size is None else min(self.batch_size, count)
+        rows = jnp.arange(size, dtype=jnp.int32)
+        return Draws.from_sites({})._replace(plates={_ROWS: rows if size == count else choose_rows(key, count, size)})
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Return the mean loss of the rows, nats for likelihoods; see `Objective.surrogate`."""
